@@ -1,0 +1,1 @@
+//! The gateway bridge of a host: its containers' way out.

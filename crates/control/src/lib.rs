@@ -1,0 +1,1 @@
+//! Who has which MAC and IP address, on which host: allocation, epochs, distribution.

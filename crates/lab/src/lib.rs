@@ -1,0 +1,1 @@
+//! Many hosts on one machine, and what is measured between them.

@@ -1,0 +1,1 @@
+//! Network namespaces and what stands in them: links, addresses, routes, neighbours.

@@ -1,0 +1,2 @@
+//! The program `towline`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Encapsulates and decapsulates Ethernet frames in VXLAN over UDP, and decides where each goes.

@@ -1,0 +1,1 @@
+//! Whole hosts in network namespaces. Needs root; run by `scripts/test`.
