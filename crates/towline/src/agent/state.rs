@@ -1,0 +1,224 @@
+//! The agent's state file: what must be known again after a SIGKILL.
+//!
+//! One JSON file, replaced as a whole and fsynced before the change counts.
+//! Containers keep their own files (`container.rs`), the manager its own store.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use control::{Epoch, HostId, Network, Token};
+use serde::{Deserialize, Serialize};
+use vtep::datapath::Backend;
+use vtep::{MacAddr, Vni};
+
+const FILE: &str = "agent.json";
+
+/// All that the agent remembers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct State {
+    /// This host's id, made once.
+    pub(crate) host: HostId,
+    /// Goes up by one at each start of the agent.
+    pub(crate) incarnation: u64,
+    /// Its place in a cluster; none before `init` and `join`.
+    pub(crate) membership: Option<Membership>,
+    /// The id of the next port.
+    pub(crate) next_port: u32,
+    /// Networks with endpoints here, as the manager last described them.
+    pub(crate) networks: Vec<Network>,
+    /// Containers' places in networks, on this host.
+    pub(crate) endpoints: Vec<EndpointRecord>,
+    /// Containers' places on the gateway bridge.
+    pub(crate) attachments: Vec<AttachmentRecord>,
+}
+
+/// What `init` or `join` settled.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Membership {
+    /// Whether this host runs a manager.
+    pub(crate) manager: bool,
+    /// Where managers listen.
+    pub(crate) managers: Vec<std::net::SocketAddr>,
+    /// The cluster's token.
+    pub(crate) token: Token,
+    /// This host's VTEP address.
+    pub(crate) vtep: IpAddr,
+    /// UDP port of VXLAN; on a manager also the TCP port of control.
+    pub(crate) port: u16,
+    /// MTU of the underlay link in bytes.
+    pub(crate) link_mtu: u16,
+}
+
+/// One container's place in one network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct EndpointRecord {
+    /// The container's name; also that of its namespace.
+    pub(crate) container: String,
+    /// The datapath's port.
+    pub(crate) port: u32,
+    /// The network.
+    pub(crate) vni: Vni,
+    /// The MAC address.
+    pub(crate) mac: MacAddr,
+    /// The addresses, one per subnet.
+    pub(crate) ips: Vec<IpAddr>,
+    /// The allocation.
+    pub(crate) epoch: Epoch,
+    /// The interface inside the container.
+    pub(crate) ifname: String,
+    /// Its MTU in bytes.
+    pub(crate) mtu: u16,
+    /// How the port is served; fixed at attach.
+    pub(crate) backend: Backend,
+}
+
+/// One container's place on the gateway bridge.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct AttachmentRecord {
+    /// The container's name.
+    pub(crate) container: String,
+    /// The interface inside the container.
+    pub(crate) ifname: String,
+    /// The interface on the host.
+    pub(crate) host_ifname: String,
+    /// The addresses.
+    pub(crate) addresses: (Ipv4Addr, Ipv6Addr),
+}
+
+/// The state in memory and on disk; both change together.
+#[derive(Debug)]
+pub(crate) struct StateFile {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+impl StateFile {
+    /// Reads the state below `dir`, or makes a new one; counts the incarnation up.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or the file cannot be read, parsed or written.
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
+        make_dir(dir)?;
+        let path = dir.join(FILE);
+        let mut state = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
+                format!("cannot understand {}; put a good copy back or move it away", path.display())
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => State {
+                host: HostId::random(),
+                incarnation: 0,
+                membership: None,
+                next_port: 1,
+                networks: Vec::new(),
+                endpoints: Vec::new(),
+                attachments: Vec::new(),
+            },
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        state.incarnation += 1;
+        write(&path, &state)?;
+        Ok(Self { path, state: Mutex::new(state) })
+    }
+
+    /// What `look` finds in the state.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.lock())
+    }
+
+    /// Changes the state; it is on disk when this returns, or unchanged after an error.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> anyhow::Result<T> {
+        let mut state = self.lock();
+        let mut next = state.clone();
+        let result = change(&mut next);
+        write(&self.path, &next)?;
+        *state = next;
+        Ok(result)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is replaced in one assignment, so a panic elsewhere cannot leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes a folder for root's eyes alone, with its parents.
+pub(crate) fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make the folder {}", dir.display()))
+}
+
+/// Replaces the file at `path` so that a crash leaves the old or the new one, whole.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let temporary = path.with_extension("new");
+    let written = (|| {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        // The rename itself is on disk only when the folder is.
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    })();
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write(path: &Path, state: &State) -> anyhow::Result<()> {
+    replace(path, &serde_json::to_vec_pretty(state)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_survives_and_the_incarnation_counts_up() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let dir = dir.path().join("deep/state");
+        let first = StateFile::open(&dir).expect("open");
+        first.update(|state| state.next_port = 7).expect("update");
+        let host = first.read(|state| state.host);
+        let again = StateFile::open(&dir).expect("open again");
+        assert_eq!(again.read(|state| (state.host, state.next_port)), (host, 7));
+        assert_eq!(again.read(|state| state.incarnation), first.read(|state| state.incarnation) + 1);
+    }
+
+    #[test]
+    fn a_torn_file_is_named_and_left_alone() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        fs::write(dir.path().join(FILE), b"{\"host\":").expect("write");
+        let error = format!("{:#}", StateFile::open(dir.path()).expect_err("torn"));
+        assert!(error.contains("agent.json"), "{error}");
+        assert_eq!(fs::read(dir.path().join(FILE)).expect("read"), b"{\"host\":");
+    }
+
+    #[test]
+    fn a_failed_write_changes_nothing() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = StateFile::open(dir.path()).expect("open");
+        fs::remove_dir_all(dir.path()).expect("remove");
+        assert!(file.update(|state| state.next_port = 9).is_err());
+        assert_eq!(file.read(|state| state.next_port), 1);
+    }
+}

@@ -1,0 +1,59 @@
+//! `towline host`.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::{Context, output};
+use crate::api::{Request, Response};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the cluster's hosts
+    #[command(after_help = "Example: towline host ls")]
+    Ls {
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a host that will not come back, and free its containers' addresses
+    #[command(after_help = "Example: towline host rm h3")]
+    Rm {
+        /// Its name or id
+        host: String,
+    },
+}
+
+pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Ls { json } => ls(json, context)?,
+        Command::Rm { host } => {
+            context.client()?.request(&Request::HostRemove(host.clone()))?;
+            output::line(&host)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ls(json: bool, context: &Context) -> anyhow::Result<()> {
+    let Response::Hosts(hosts) = context.client()?.request(&Request::HostList)? else {
+        return Err(super::unexpected());
+    };
+    if json {
+        return output::json(&hosts);
+    }
+    output::table(
+        &["HOST ID", "NAME", "VTEP", "LINK MTU", "STATE", "ROLE"],
+        hosts.into_iter().map(|host| {
+            let this = if host.this { " *" } else { "" };
+            [
+                format!("{}{this}", host.id.get(..12).unwrap_or(&host.id)),
+                host.name,
+                std::net::SocketAddr::new(host.vtep, host.port).to_string(),
+                host.link_mtu.to_string(),
+                host.state,
+                if host.manager { "manager" } else { "member" }.to_owned(),
+            ]
+        }),
+    )
+}

@@ -1,0 +1,298 @@
+//! `towline network`: with the words and columns of `docker network`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use ipnet::IpNet;
+
+use super::refused::not_built;
+use super::{Context, output};
+use crate::api::{NetworkCreate, Request, Response};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a network
+    Create(CreateArgs),
+    /// List networks
+    #[command(visible_alias = "list", after_help = "Example: towline network ls")]
+    Ls {
+        /// Print ids alone
+        #[arg(short, long)]
+        quiet: bool,
+        /// Do not cut ids
+        #[arg(long)]
+        no_trunc: bool,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all about networks, as JSON
+    #[command(after_help = "Example: towline network inspect myoverlay")]
+    Inspect {
+        /// Names or ids
+        #[arg(required = true, value_name = "NETWORK")]
+        networks: Vec<String>,
+        /// As without it: the answer is always JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove networks that have no containers
+    #[command(visible_alias = "remove", after_help = "Example: towline network rm myoverlay")]
+    Rm {
+        /// Names or ids
+        #[arg(required = true, value_name = "NETWORK")]
+        networks: Vec<String>,
+        /// A network that does not exist is no error
+        #[arg(short, long)]
+        force: bool,
+    },
+    #[command(hide = true, disable_help_flag = true)]
+    Connect {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
+    #[command(hide = true, disable_help_flag = true)]
+    Disconnect {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
+    #[command(hide = true, disable_help_flag = true)]
+    Prune {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: towline network create -d overlay --subnet 10.0.9.0/24 myoverlay")]
+pub(crate) struct CreateArgs {
+    /// The network's name: lower-case letters, digits, '_', '.', '-'; at most 63
+    name: String,
+    /// The kind of network; only 'overlay' exists
+    #[arg(short, long, default_value = "overlay")]
+    driver: String,
+    /// A subnet in CIDR form; once per subnet, IPv4 or IPv6
+    /// [default: the next free /24 of 10.0.0.0/8]
+    #[arg(long, value_name = "CIDR")]
+    subnet: Vec<String>,
+    /// The VXLAN network identifier, 1 to 16777215 [default: the next free one from 4096]
+    #[arg(long)]
+    vni: Option<u32>,
+    /// MTU of the containers' interfaces in bytes
+    /// [default: the smallest link MTU of the hosts less the encapsulation]
+    #[arg(long)]
+    mtu: Option<u16>,
+    /// Do not replicate broadcast, multicast and unknown destinations to all hosts of the network
+    #[arg(long)]
+    no_flood: bool,
+    /// A label, KEY=VALUE; once per label
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// As in Docker: any container may always attach
+    #[arg(long)]
+    attachable: bool,
+    /// Print the network as JSON instead of its id
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    refused: RefusedOptions,
+}
+
+/// Docker's options that are not built yet, so that each is refused by name.
+#[derive(Debug, clap::Args)]
+struct RefusedOptions {
+    #[arg(long, hide = true)]
+    internal: bool,
+    #[arg(long, hide = true)]
+    encrypted: bool,
+    #[arg(long, hide = true)]
+    ingress: bool,
+    #[arg(long, hide = true)]
+    ipv6: bool,
+    #[arg(long, hide = true)]
+    gateway: Vec<String>,
+    #[arg(long, hide = true)]
+    ip_range: Vec<String>,
+    #[arg(long, hide = true)]
+    aux_address: Vec<String>,
+    #[arg(long, hide = true)]
+    ipam_driver: Option<String>,
+    #[arg(long, hide = true)]
+    ipam_opt: Vec<String>,
+    #[arg(short, long, hide = true)]
+    opt: Vec<String>,
+    #[arg(long, hide = true)]
+    scope: Option<String>,
+    #[arg(long, hide = true)]
+    config_only: bool,
+    #[arg(long, hide = true)]
+    config_from: Option<String>,
+}
+
+impl RefusedOptions {
+    fn check(&self) -> anyhow::Result<()> {
+        let leave_it_out = "leave it out";
+        for (given, option, instead) in [
+            (self.internal, "--internal", leave_it_out),
+            (self.encrypted, "--encrypted", "run the underlay over a network you trust"),
+            (self.ingress, "--ingress", leave_it_out),
+            (self.ipv6, "--ipv6", "give an IPv6 --subnet instead"),
+            (!self.gateway.is_empty(), "--gateway", "the first address of each subnet is the gateway's"),
+            (!self.ip_range.is_empty(), "--ip-range", "give a smaller --subnet"),
+            (!self.aux_address.is_empty(), "--aux-address", leave_it_out),
+            (self.ipam_driver.is_some(), "--ipam-driver", leave_it_out),
+            (!self.ipam_opt.is_empty(), "--ipam-opt", leave_it_out),
+            (!self.opt.is_empty(), "--opt", "use --mtu and --vni for what they are for"),
+            (self.scope.is_some(), "--scope", "every network is the cluster's"),
+            (self.config_only, "--config-only", leave_it_out),
+            (self.config_from.is_some(), "--config-from", leave_it_out),
+        ] {
+            if given {
+                return Err(not_built(&format!("network create {option}"), instead));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Create(args) => create(args, context)?,
+        Command::Ls { quiet, no_trunc, json } => ls(quiet, no_trunc, json, context)?,
+        Command::Inspect { networks, json: _ } => return inspect(networks, context),
+        Command::Rm { networks, force } => return rm(networks, force, context),
+        Command::Connect { .. } => {
+            return Err(not_built("network connect", "name each network at 'towline run --network'"));
+        }
+        Command::Disconnect { .. } => {
+            return Err(not_built("network disconnect", "remove the container with 'towline rm'"));
+        }
+        Command::Prune { .. } => {
+            return Err(not_built("network prune", "remove each network with 'towline network rm'"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
+    args.refused.check()?;
+    if args.driver != "overlay" {
+        anyhow::bail!("no driver '{}': only 'overlay' exists, so leave -d out", args.driver);
+    }
+    let subnets = args.subnet.iter().map(|text| subnet(text)).collect::<anyhow::Result<_>>()?;
+    let request = Request::NetworkCreate(NetworkCreate {
+        name: args.name,
+        subnets,
+        vni: args.vni,
+        mtu: args.mtu,
+        flood: !args.no_flood,
+        labels: args.label.iter().map(|text| label(text)).collect::<anyhow::Result<BTreeMap<_, _>>>()?,
+    });
+    let Response::Network(network) = context.client()?.request(&request)? else {
+        return Err(super::unexpected());
+    };
+    if args.json { output::json(&network) } else { output::line(&network.id) }
+}
+
+/// A subnet as an operator writes it; one with host bits set is refused as Docker does.
+fn subnet(text: &str) -> anyhow::Result<IpNet> {
+    let net: IpNet = text.parse().map_err(|_| {
+        anyhow::anyhow!("invalid subnet '{text}': it should look like 10.0.9.0/24 or fd00:9::/64")
+    })?;
+    if net != net.trunc() {
+        anyhow::bail!("invalid subnet {text}: it should be {}", net.trunc());
+    }
+    Ok(net)
+}
+
+fn label(text: &str) -> anyhow::Result<(String, String)> {
+    match text.split_once('=') {
+        Some(("", _)) => anyhow::bail!("invalid label '{text}': its key is empty; write KEY=VALUE"),
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Ok((text.to_owned(), String::new())),
+    }
+}
+
+fn ls(quiet: bool, no_trunc: bool, json: bool, context: &Context) -> anyhow::Result<()> {
+    let Response::Networks(networks) = context.client()?.request(&Request::NetworkList)? else {
+        return Err(super::unexpected());
+    };
+    if json {
+        return output::json(&networks);
+    }
+    let cut = |id: &str| {
+        if no_trunc { id.to_owned() } else { id.get(..12).unwrap_or(id).to_owned() }
+    };
+    if quiet {
+        return networks.iter().try_for_each(|network| output::line(&cut(&network.id)));
+    }
+    output::table(
+        &["NETWORK ID", "NAME", "DRIVER", "SCOPE", "VNI", "MTU", "SUBNETS"],
+        networks.into_iter().map(|network| {
+            [
+                cut(&network.id),
+                network.name,
+                network.driver,
+                network.scope,
+                network.vni.to_string(),
+                network.mtu.to_string(),
+                output::list(network.subnets),
+            ]
+        }),
+    )
+}
+
+fn inspect(names: Vec<String>, context: &Context) -> anyhow::Result<ExitCode> {
+    let mut client = context.client()?;
+    let mut networks = Vec::new();
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match client.request(&Request::NetworkInspect(name)) {
+            Ok(Response::Network(network)) => networks.push(network),
+            Ok(_) => return Err(super::unexpected()),
+            Err(error) => {
+                eprintln!("towline: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    output::json(&networks)?;
+    Ok(code)
+}
+
+fn rm(names: Vec<String>, force: bool, context: &Context) -> anyhow::Result<ExitCode> {
+    let mut client = context.client()?;
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match client.request(&Request::NetworkRemove { name: name.clone(), force }) {
+            Ok(_) => output::line(&name)?,
+            Err(error) => {
+                eprintln!("towline: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subnet_with_host_bits_is_named_with_what_it_should_be() {
+        let error = subnet("10.0.1.1/24").expect_err("host bits");
+        assert_eq!(error.to_string(), "invalid subnet 10.0.1.1/24: it should be 10.0.1.0/24");
+        assert!(subnet("10.0.1.0").is_err());
+        assert!(subnet("fd00:9::/64").is_ok());
+    }
+
+    #[test]
+    fn labels_are_key_and_value() {
+        assert_eq!(label("a=b=c").expect("label"), ("a".into(), "b=c".into()));
+        assert_eq!(label("a").expect("label"), ("a".into(), String::new()));
+        assert!(label("=b").is_err());
+    }
+}

@@ -1,0 +1,202 @@
+//! What the agent is told: configuration file, then environment, then flags;
+//! the later wins. Checked once, here.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use vtep::datapath::Backend;
+
+use crate::cli::DEFAULT_SOCKET;
+
+const DEFAULT_CONFIG: &str = "/etc/towline/towline.toml";
+const DEFAULT_STATE_DIR: &str = "/var/lib/towline";
+const MAX_WORKERS: usize = 64;
+
+/// The agent's options as given on the command line or in the environment.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Flags {
+    /// This host's name, unique in the cluster [default: the hostname; configuration key: name]
+    #[arg(long, env = "TOWLINE_NAME")]
+    name: Option<String>,
+    /// Where the agent keeps its state [default: /var/lib/towline; configuration key: state-dir]
+    #[arg(long, env = "TOWLINE_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Configuration file (TOML) [default: /etc/towline/towline.toml, if it exists]
+    #[arg(long, env = "TOWLINE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How containers' interfaces are served: 'offload' (many queues, checksums left to the
+    /// program) or 'plain' (one queue, works everywhere) [default: offload; configuration key: backend]
+    #[arg(long, env = "TOWLINE_BACKEND", value_parser = backend)]
+    backend: Option<Backend>,
+    /// Threads that carry frames [default: one per core, at most 8; configuration key: workers]
+    #[arg(long, env = "TOWLINE_WORKERS")]
+    workers: Option<usize>,
+    /// Drop datagrams whose reserved VXLAN bits are set, as Linux does
+    /// [default: accept them, RFC 7348 §5; configuration key: strict-reserved-bits]
+    #[arg(long, env = "TOWLINE_STRICT_RESERVED_BITS")]
+    strict_reserved_bits: bool,
+}
+
+/// The same options as keys of the configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct File {
+    name: Option<String>,
+    state_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    backend: Option<Backend>,
+    workers: Option<usize>,
+    strict_reserved_bits: Option<bool>,
+}
+
+/// What the agent runs with.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// This host's name.
+    pub(crate) name: String,
+    /// Where state lives.
+    pub(crate) state_dir: PathBuf,
+    /// Where the agent listens.
+    pub(crate) socket: PathBuf,
+    /// How new ports are served.
+    pub(crate) backend: Backend,
+    /// Threads that carry frames; none: chosen by the datapath.
+    pub(crate) workers: Option<usize>,
+    /// Whether reserved VXLAN bits are refused.
+    pub(crate) strict_reserved_bits: bool,
+}
+
+impl Config {
+    /// Joins file, environment and flags.
+    ///
+    /// # Errors
+    /// A file that was named but cannot be read, an unknown key, a value out of range.
+    pub(crate) fn load(flags: Flags, socket: Option<&Path>) -> anyhow::Result<Self> {
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None if Path::new(DEFAULT_CONFIG).exists() => read(Path::new(DEFAULT_CONFIG))?,
+            None => File::default(),
+        };
+        Self::join(file, flags, socket)
+    }
+
+    fn join(file: File, flags: Flags, socket: Option<&Path>) -> anyhow::Result<Self> {
+        let name = match flags.name.or(file.name) {
+            Some(name) => name,
+            None => hostname()?,
+        };
+        check_name("host name", &name)
+            .context("cannot use it for this host; give another with --name")?;
+        let workers = flags.workers.or(file.workers);
+        if workers.is_some_and(|workers| !(1..=MAX_WORKERS).contains(&workers)) {
+            anyhow::bail!("workers must be 1 to {MAX_WORKERS}: leave it out for one per core");
+        }
+        Ok(Self {
+            name,
+            state_dir: absolute(flags.state_dir.or(file.state_dir), DEFAULT_STATE_DIR)?,
+            socket: absolute(socket.map(Path::to_owned).or(file.socket), DEFAULT_SOCKET)?,
+            backend: flags.backend.or(file.backend).unwrap_or(Backend::Offload),
+            workers,
+            strict_reserved_bits: flags.strict_reserved_bits
+                || file.strict_reserved_bits.unwrap_or(false),
+        })
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<File> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+    // The parser's message has several lines; an error here is one.
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message().replace('\n', " "))
+    })
+}
+
+fn backend(text: &str) -> Result<Backend, String> {
+    match text {
+        "offload" => Ok(Backend::Offload),
+        "plain" => Ok(Backend::Plain),
+        _ => Err("it is 'offload' or 'plain'".to_owned()),
+    }
+}
+
+fn absolute(path: Option<PathBuf>, default: &str) -> anyhow::Result<PathBuf> {
+    let path = path.unwrap_or_else(|| default.into());
+    std::path::absolute(&path).with_context(|| format!("cannot use the path '{}'", path.display()))
+}
+
+fn hostname() -> anyhow::Result<String> {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_str().context("the hostname is not UTF-8; give a name with --name")?;
+    Ok(name.to_ascii_lowercase())
+}
+
+/// Checks a name that people give to hosts, networks and containers.
+///
+/// `[a-z0-9][a-z0-9_.-]{0,62}`: safe as a file name, as the name of a network
+/// namespace and as a DNS label.
+///
+/// # Errors
+/// Names `what` and the text, cut when it is long.
+pub(crate) fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
+    let mut bytes = name.bytes();
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let first = bytes.next().is_some_and(plain);
+    let rest = bytes.all(|byte| plain(byte) || matches!(byte, b'_' | b'.' | b'-'));
+    if first && rest && name.len() <= 63 {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(40).collect();
+    let dots = if shown.len() < name.len() { "…" } else { "" };
+    anyhow::bail!(
+        "invalid {what} {shown:?}{dots}: use lower-case letters, digits, '_', '.' and '-', \
+         a letter or digit first, at most 63 characters"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags() -> Flags {
+        Flags { name: Some("h1".into()), ..Flags::default() }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file: File = toml::from_str("name = 'file'\nstate-dir = '/s'\nworkers = 3").expect("toml");
+        let config = Config::join(file, flags(), None).expect("config");
+        assert_eq!(config.name, "h1");
+        assert_eq!(config.state_dir, Path::new("/s"));
+        assert_eq!(config.workers, Some(3));
+        assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(config.backend, Backend::Offload);
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_bad_value_are_refused_in_one_line() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for text in ["nmae = 'h1'", "workers = 'many'", "= 3"] {
+            let path = dir.path().join("towline.toml");
+            std::fs::write(&path, text).expect("write");
+            let error = format!("{:#}", read(&path).expect_err("refused"));
+            assert!(error.contains("towline.toml, line 1"), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        let zero = Flags { workers: Some(0), ..flags() };
+        assert!(Config::join(File::default(), zero, None).is_err());
+    }
+
+    #[test]
+    fn names() {
+        for good in ["a", "0", "c1", "a_b.c-d", &"x".repeat(63)] {
+            check_name("name", good).expect(good);
+        }
+        for bad in ["", "-a", ".a", "A", "a/b", "a b", "..", "ä", "a\n", &"x".repeat(64), &"x".repeat(300)] {
+            let error = check_name("name", bad).expect_err(bad).to_string();
+            assert!(error.len() < 250 && !error.contains('\n'), "{error}");
+        }
+    }
+}
