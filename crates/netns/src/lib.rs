@@ -1,1 +1,26 @@
-//! Network namespaces and what stands in them: links, addresses, routes, neighbours.
+//! Network namespaces and what stands in them: links, addresses, routes, neighbours, sysctls.
+//!
+//! - [`Netns`] names, makes and removes namespaces as `ip netns` does, and runs a closure inside one on a thread of its
+//!   own, so that the caller can never be left in the wrong one.
+//! - [`Netlink`] is a blocking rtnetlink socket bound to the namespace it was opened in.
+//! - [`sysctl`] reads and writes `/proc/sys` of a namespace.
+//!
+//! What this crate does NOT do: it knows nothing of overlays, bridges' purposes or containers, runs no program (no `ip`),
+//! and filters no packet. It keeps no state: whatever it made is found again by name.
+//!
+//! A [`Netns`] and a [`Netlink`] are open files of a namespace, and an open file keeps its namespace alive: drop them
+//! when the namespace's owner ends.
+
+mod addresses;
+mod links;
+mod namespace;
+mod neighbors;
+mod netlink;
+mod routes;
+pub mod sysctl;
+
+pub use addresses::Address;
+pub use links::{Link, Vxlan};
+pub use namespace::{Netns, NetnsError};
+pub use netlink::{Netlink, NetlinkError};
+pub use routes::Route;
