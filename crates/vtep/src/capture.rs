@@ -1,0 +1,1 @@
+//! Copies of frames for people and programs that watch; lossy, and never in a worker's way.

@@ -1,0 +1,140 @@
+//! The two seams between the engine and the world: [`Tap`] towards containers, [`Underlay`] towards other hosts.
+//!
+//! Both take and give batches, and what they send is a list of slices, so that a frame can be cut into datagrams or
+//! merged from them without copying its payload. The real edges are in [`crate::tap`] and [`crate::udp`], their twins in
+//! memory in `testing`. Nothing here calls the kernel.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+
+use crate::frame::{DatagramBuf, FrameBuf};
+
+/// What a frame still needs, or is known about it: the fields of Linux's `struct virtio_net_hdr` (include/uapi/linux/virtio_net.h).
+///
+/// The default asks for nothing: a whole frame with whole checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// Bits `VIRTIO_NET_HDR_F_*`.
+    pub flags: u8,
+    /// One of `VIRTIO_NET_HDR_GSO_*`, perhaps with the ECN bit.
+    pub gso_type: u8,
+    /// Length of all headers, Ethernet to L4, in bytes; a hint.
+    pub hdr_len: u16,
+    /// Payload bytes of each segment the frame is to be cut into.
+    pub gso_size: u16,
+    /// Where the checksum's range starts, in bytes from the start of the frame.
+    pub csum_start: u16,
+    /// Where the checksum is stored, in bytes from `csum_start`.
+    pub csum_offset: u16,
+}
+
+impl Offload {
+    /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum holds only the pseudo-header's sum.
+    pub const NEEDS_CSUM: u8 = 1;
+    /// `VIRTIO_NET_HDR_F_DATA_VALID`: the checksum has been verified.
+    pub const DATA_VALID: u8 = 2;
+    /// `VIRTIO_NET_HDR_GSO_NONE`.
+    pub const GSO_NONE: u8 = 0;
+    /// `VIRTIO_NET_HDR_GSO_TCPV4`.
+    pub const GSO_TCPV4: u8 = 1;
+    /// `VIRTIO_NET_HDR_GSO_TCPV6`.
+    pub const GSO_TCPV6: u8 = 4;
+    /// `VIRTIO_NET_HDR_GSO_UDP_L4`.
+    pub const GSO_UDP_L4: u8 = 5;
+    /// `VIRTIO_NET_HDR_GSO_ECN`: TCP with CWR set on its first segment; goes beside another type.
+    pub const GSO_ECN: u8 = 0x80;
+
+    /// Whether the checksum is still to be completed.
+    #[must_use]
+    pub const fn needs_checksum(&self) -> bool {
+        self.flags & Self::NEEDS_CSUM != 0
+    }
+
+    /// Whether the frame is to be cut into segments.
+    #[must_use]
+    pub const fn is_gso(&self) -> bool {
+        self.gso_type & !Self::GSO_ECN != Self::GSO_NONE
+    }
+}
+
+/// A frame on its way to a container.
+#[derive(Clone, Copy, Debug)]
+pub struct TapFrame<'a> {
+    /// The frame's bytes, in order.
+    pub slices: &'a [IoSlice<'a>],
+    /// What the container's kernel is still to do.
+    pub offload: Offload,
+}
+
+/// A datagram on its way to another host.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// The remote VTEP.
+    pub to: SocketAddr,
+    /// The inner flow's hash ([`crate::flow::hash`]), which chooses the source port.
+    pub flow: u32,
+    /// The ECN field of the outer header, 0 to 3.
+    pub ecn: u8,
+    /// Cut the payload into datagrams of this many bytes (the last may be shorter), as `UDP_SEGMENT` does.
+    pub segment_size: Option<u16>,
+    /// The payload's bytes, in order.
+    pub slices: &'a [IoSlice<'a>],
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendReport {
+    /// Taken by the kernel.
+    pub sent: usize,
+    /// Not sent: larger than the link or the path carries (`EMSGSIZE`).
+    pub too_big: usize,
+    /// Not sent: no room in the queue or the socket's buffer (`EAGAIN`, `ENOBUFS`).
+    pub full: usize,
+    /// Not sent for any other cause.
+    pub failed: usize,
+}
+
+impl SendReport {
+    /// All that was not sent.
+    #[must_use]
+    pub const fn dropped(&self) -> usize {
+        self.too_big + self.full + self.failed
+    }
+}
+
+/// One queue of a container's interface.
+pub trait Tap: Send {
+    /// Fills `bufs` from the front with the frames that wait, and says how many; 0 when none does. Never blocks.
+    ///
+    /// # Errors
+    /// When the interface is gone or broken. Frames read before the error are reported first.
+    fn recv(&mut self, bufs: &mut [FrameBuf]) -> io::Result<usize>;
+
+    /// Hands over the frames. One that is refused is counted in the report and does not end the batch. Never blocks.
+    ///
+    /// # Errors
+    /// When the interface is gone or broken as a whole.
+    fn send(&mut self, frames: &[TapFrame<'_>]) -> io::Result<SendReport>;
+
+    /// What to wait on until frames come; `None` for a twin in memory.
+    fn as_raw_fd(&self) -> Option<RawFd>;
+}
+
+/// One worker's way to other hosts.
+pub trait Underlay: Send {
+    /// Fills `bufs` from the front with the datagrams that wait, and says how many; 0 when none does. Never blocks.
+    ///
+    /// # Errors
+    /// When the socket is broken; what an ICMP error reported about an earlier datagram is none.
+    fn recv(&mut self, bufs: &mut [DatagramBuf]) -> io::Result<usize>;
+
+    /// Sends the datagrams. One that is refused is counted in the report and does not end the batch. Never blocks.
+    ///
+    /// # Errors
+    /// When the sockets are broken as a whole.
+    fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<SendReport>;
+
+    /// What to wait on until datagrams come; `None` for a twin in memory.
+    fn as_raw_fd(&self) -> Option<RawFd>;
+}

@@ -1,0 +1,1 @@
+//! Decides where each frame and datagram goes: no socket, no clock, nothing learned.

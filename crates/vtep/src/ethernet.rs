@@ -1,0 +1,1 @@
+//! A view over an Ethernet frame.

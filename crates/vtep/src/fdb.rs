@@ -1,0 +1,445 @@
+//! What is where: networks, forwarding databases, neighbours, members and ports, as immutable snapshots.
+//!
+//! [`Tables`] is what a worker reads: loaded once per batch, never locked. [`TableWriter`] applies [`Change`]s to its
+//! own copy and publishes the result whole, so a reader sees all of a batch of changes or none of it. A snapshot shares
+//! with the next all that did not change.
+//!
+//! Every entry comes from outside through a [`Change`]; nothing is ever learned from a frame (RFC 7348 §4.1 allows other
+//! control planes than learning). Entries that come with a local port stand beside those for remotes: while both exist
+//! the port's counts, and removing one leaves the other, so the order in which an endpoint's move is told does not matter.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
+
+use crate::sharded::ShardedMap;
+use crate::{MacAddr, Vni};
+
+/// Names a port; chosen by whoever attaches it, unique on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PortId(pub u32);
+
+impl std::fmt::Display for PortId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where one container's interface meets the VTEP, and what it may send as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name here.
+    pub id: PortId,
+    /// The network it is on.
+    pub vni: Vni,
+    /// The only source MAC it may use.
+    pub mac: MacAddr,
+    /// The only source addresses it may use.
+    pub ips: Vec<IpAddr>,
+    /// The largest IP packet it takes, in bytes.
+    pub mtu: u16,
+}
+
+/// Where frames for one MAC go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// To a container on this host.
+    Local(PortId),
+    /// To another host's VTEP.
+    Remote(SocketAddr),
+}
+
+/// What a network is, beside its entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// Its identifier on the wire.
+    pub vni: Vni,
+    /// The largest IP packet its ports take, in bytes.
+    pub mtu: u16,
+    /// The MAC that the engine answers with for the gateway's addresses.
+    pub gateway_mac: MacAddr,
+    /// The addresses that the engine answers ARP, ND and echo requests for.
+    pub gateway_ips: Vec<IpAddr>,
+    /// Whether broadcast, multicast and unknown unicast go to every member; if not, they are dropped.
+    pub flood: bool,
+    /// Whether frames with 802.1Q tags pass (RFC 7348 §6.1 says they should not).
+    pub vlan_pass: bool,
+}
+
+/// One change to the tables. Removing what is absent changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Adds a network or changes what it is; its entries stay.
+    SetNetwork(NetworkConfig),
+    /// Removes a network with its entries. Its ports stay attached, without a network.
+    RemoveNetwork(Vni),
+    /// A MAC is behind a remote VTEP.
+    SetFdb {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's MAC.
+        mac: MacAddr,
+        /// The VTEP's address and UDP port.
+        remote: SocketAddr,
+    },
+    /// A MAC is behind no remote VTEP any more.
+    RemoveFdb {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's MAC.
+        mac: MacAddr,
+    },
+    /// An IP address belongs to a MAC: ARP and ND are answered with it.
+    SetNeighbor {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's address.
+        ip: IpAddr,
+        /// The endpoint's MAC.
+        mac: MacAddr,
+    },
+    /// An IP address belongs to no MAC any more.
+    RemoveNeighbor {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's address.
+        ip: IpAddr,
+    },
+    /// A host may send into the network, and gets flooded frames if `flood` says so.
+    SetMember {
+        /// The network.
+        vni: Vni,
+        /// The VTEP's address and UDP port. Only the address decides who may send (RFC 7348 §5: the source port varies).
+        remote: SocketAddr,
+        /// Whether it gets flooded frames.
+        flood: bool,
+    },
+    /// A host may not send into the network any more.
+    RemoveMember {
+        /// The network.
+        vni: Vni,
+        /// The VTEP's address.
+        addr: IpAddr,
+    },
+    /// A container's port goes live, with the entries for its MAC and addresses. Replaces a port of the same name.
+    AddPort(Port),
+    /// A port goes, with its entries.
+    RemovePort(PortId),
+}
+
+/// One consistent state of all networks on this host.
+#[derive(Clone)]
+pub struct Tables {
+    networks: Arc<HashMap<Vni, Arc<Network>, RandomState>>,
+    ports: Arc<HashMap<PortId, Arc<Port>, RandomState>>,
+}
+
+/// One network: its forwarding database, neighbours and members.
+#[derive(Clone)]
+pub struct Network {
+    config: NetworkConfig,
+    fdb: ShardedMap<MacAddr, FdbEntry>,
+    neighbors: ShardedMap<IpAddr, NeighborEntry>,
+    members: HashMap<IpAddr, Member, RandomState>,
+    /// Derived from `members`, in the order of addresses.
+    flood_remotes: Vec<SocketAddr>,
+    ports: Vec<PortId>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+struct FdbEntry {
+    local: Option<PortId>,
+    remote: Option<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+struct NeighborEntry {
+    local: Option<(PortId, MacAddr)>,
+    row: Option<MacAddr>,
+}
+
+#[derive(Clone, Copy)]
+struct Member {
+    remote: SocketAddr,
+    flood: bool,
+}
+
+impl Tables {
+    fn new() -> Self {
+        Self { networks: Arc::default(), ports: Arc::default() }
+    }
+
+    /// The network with this identifier.
+    #[inline]
+    #[must_use]
+    pub fn network(&self, vni: Vni) -> Option<&Network> {
+        self.networks.get(&vni).map(|network| &**network)
+    }
+
+    /// The port with this name.
+    #[inline]
+    #[must_use]
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(&id).map(|port| &**port)
+    }
+
+    /// All networks, in no order.
+    pub fn networks(&self) -> impl Iterator<Item = &Network> + '_ {
+        self.networks.values().map(|network| &**network)
+    }
+
+    /// All ports, in no order.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> + '_ {
+        self.ports.values().map(|port| &**port)
+    }
+
+    /// All forwarding entries of all networks, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (Vni, MacAddr, Location)> + '_ {
+        self.networks().flat_map(|network| network.entries().map(|(mac, location)| (network.config.vni, mac, location)))
+    }
+}
+
+impl Network {
+    fn new(config: NetworkConfig) -> Self {
+        Self {
+            config,
+            fdb: ShardedMap::new(),
+            neighbors: ShardedMap::new(),
+            members: HashMap::default(),
+            flood_remotes: Vec::new(),
+            ports: Vec::new(),
+        }
+    }
+
+    /// What the network is.
+    #[must_use]
+    pub const fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// Where frames for `mac` go.
+    #[inline]
+    #[must_use]
+    pub fn lookup(&self, mac: MacAddr) -> Option<Location> {
+        self.fdb.get(mac).and_then(FdbEntry::location)
+    }
+
+    /// The MAC that `ip` belongs to: a local port's, or a remote endpoint's; not the gateway's.
+    #[must_use]
+    pub fn neighbor(&self, ip: IpAddr) -> Option<MacAddr> {
+        self.neighbors.get(ip).and_then(NeighborEntry::mac)
+    }
+
+    /// Whether the host at `addr` may send into the network.
+    #[inline]
+    #[must_use]
+    pub fn is_member(&self, addr: IpAddr) -> bool {
+        self.members.contains_key(&addr)
+    }
+
+    /// The remotes that get flooded frames, in the order of their addresses.
+    #[must_use]
+    pub fn flood_remotes(&self) -> &[SocketAddr] {
+        &self.flood_remotes
+    }
+
+    /// The local ports, in the order they were added.
+    #[must_use]
+    pub fn ports(&self) -> &[PortId] {
+        &self.ports
+    }
+
+    /// All forwarding entries, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (MacAddr, Location)> + '_ {
+        self.fdb.iter().filter_map(|(mac, entry)| Some((mac, entry.location()?)))
+    }
+
+    /// All neighbour entries, in no order; not the gateway's.
+    pub fn neighbors(&self) -> impl Iterator<Item = (IpAddr, MacAddr)> + '_ {
+        self.neighbors.iter().filter_map(|(ip, entry)| Some((ip, entry.mac()?)))
+    }
+
+    /// All members with whether they get flooded frames, in no order.
+    pub fn members(&self) -> impl Iterator<Item = (SocketAddr, bool)> + '_ {
+        self.members.values().map(|member| (member.remote, member.flood))
+    }
+
+    /// Forwarding entries, in number.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.fdb.len()
+    }
+
+    /// Whether there is no forwarding entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.fdb.len() == 0
+    }
+
+    fn change_fdb(&mut self, mac: MacAddr, change: impl FnOnce(&mut FdbEntry)) {
+        self.fdb.update(mac, |entry| {
+            let mut entry = entry.unwrap_or_default();
+            change(&mut entry);
+            (entry != FdbEntry::default()).then_some(entry)
+        });
+    }
+
+    fn change_neighbor(&mut self, ip: IpAddr, change: impl FnOnce(&mut NeighborEntry)) {
+        self.neighbors.update(ip, |entry| {
+            let mut entry = entry.unwrap_or_default();
+            change(&mut entry);
+            (entry != NeighborEntry::default()).then_some(entry)
+        });
+    }
+
+    fn add_port(&mut self, port: &Port) {
+        self.ports.push(port.id);
+        self.change_fdb(port.mac, |entry| entry.local = Some(port.id));
+        for ip in &port.ips {
+            self.change_neighbor(*ip, |entry| entry.local = Some((port.id, port.mac)));
+        }
+    }
+
+    fn remove_port(&mut self, port: &Port) {
+        self.ports.retain(|id| *id != port.id);
+        // Another port may have taken over the MAC or an address meanwhile: only what is still this port's goes.
+        self.change_fdb(port.mac, |entry| entry.local = entry.local.filter(|id| *id != port.id));
+        for ip in &port.ips {
+            self.change_neighbor(*ip, |entry| entry.local = entry.local.filter(|(id, _)| *id != port.id));
+        }
+    }
+
+    fn derive_flood_remotes(&mut self) {
+        self.flood_remotes.clear();
+        self.flood_remotes.extend(self.members.values().filter(|member| member.flood).map(|member| member.remote));
+        self.flood_remotes.sort_unstable();
+    }
+}
+
+impl FdbEntry {
+    fn location(&self) -> Option<Location> {
+        self.local.map(Location::Local).or(self.remote.map(Location::Remote))
+    }
+}
+
+impl NeighborEntry {
+    fn mac(&self) -> Option<MacAddr> {
+        self.local.map(|(_, mac)| mac).or(self.row)
+    }
+}
+
+/// Where workers load the newest [`Tables`] from, once per batch.
+pub type SharedTables = Arc<ArcSwap<Tables>>;
+
+/// Applies changes and publishes the result. One thread owns it.
+pub struct TableWriter {
+    tables: Tables,
+    shared: SharedTables,
+}
+
+impl TableWriter {
+    /// Empty tables.
+    #[must_use]
+    pub fn new() -> Self {
+        let tables = Tables::new();
+        Self { shared: Arc::new(ArcSwap::from_pointee(tables.clone())), tables }
+    }
+
+    /// Where readers find what is published.
+    #[must_use]
+    pub fn shared(&self) -> SharedTables {
+        Arc::clone(&self.shared)
+    }
+
+    /// Applies the changes in order and publishes them together. A change for a network that does not exist is ignored.
+    pub fn apply(&mut self, changes: &[Change]) {
+        let mut members_changed = Vec::new();
+        for change in changes {
+            self.apply_one(change);
+            if let Change::SetMember { vni, .. } | Change::RemoveMember { vni, .. } = change {
+                members_changed.push(*vni);
+            }
+        }
+        // Once per batch: a list of 10,000 members is not sorted 10,000 times.
+        members_changed.sort_unstable();
+        members_changed.dedup();
+        for vni in members_changed {
+            self.change_network(vni, Network::derive_flood_remotes);
+        }
+        self.shared.store(Arc::new(self.tables.clone()));
+    }
+
+    fn apply_one(&mut self, change: &Change) {
+        match change {
+            Change::SetNetwork(config) => self.set_network(config),
+            Change::RemoveNetwork(vni) => {
+                Arc::make_mut(&mut self.tables.networks).remove(vni);
+            }
+            Change::SetFdb { vni, mac, remote } => {
+                self.change_network(*vni, |network| network.change_fdb(*mac, |entry| entry.remote = Some(*remote)));
+            }
+            Change::RemoveFdb { vni, mac } => {
+                self.change_network(*vni, |network| network.change_fdb(*mac, |entry| entry.remote = None));
+            }
+            Change::SetNeighbor { vni, ip, mac } => {
+                self.change_network(*vni, |network| network.change_neighbor(*ip, |entry| entry.row = Some(*mac)));
+            }
+            Change::RemoveNeighbor { vni, ip } => {
+                self.change_network(*vni, |network| network.change_neighbor(*ip, |entry| entry.row = None));
+            }
+            Change::SetMember { vni, remote, flood } => self.change_network(*vni, |network| {
+                network.members.insert(remote.ip(), Member { remote: *remote, flood: *flood });
+            }),
+            Change::RemoveMember { vni, addr } => self.change_network(*vni, |network| {
+                network.members.remove(addr);
+            }),
+            Change::AddPort(port) => self.add_port(port),
+            Change::RemovePort(id) => self.remove_port(*id),
+        }
+    }
+
+    fn set_network(&mut self, config: &NetworkConfig) {
+        let networks = Arc::make_mut(&mut self.tables.networks);
+        if let Some(network) = networks.get_mut(&config.vni) {
+            Arc::make_mut(network).config = config.clone();
+            return;
+        }
+        let mut network = Network::new(config.clone());
+        // Ports may have been attached before their network was known.
+        let mut ports: Vec<_> = self.tables.ports.values().filter(|port| port.vni == config.vni).collect();
+        ports.sort_unstable_by_key(|port| port.id);
+        for port in ports {
+            network.add_port(port);
+        }
+        networks.insert(config.vni, Arc::new(network));
+    }
+
+    fn add_port(&mut self, port: &Port) {
+        self.remove_port(port.id);
+        Arc::make_mut(&mut self.tables.ports).insert(port.id, Arc::new(port.clone()));
+        self.change_network(port.vni, |network| network.add_port(port));
+    }
+
+    fn remove_port(&mut self, id: PortId) {
+        if let Some(port) = Arc::make_mut(&mut self.tables.ports).remove(&id) {
+            self.change_network(port.vni, |network| network.remove_port(&port));
+        }
+    }
+
+    fn change_network(&mut self, vni: Vni, change: impl FnOnce(&mut Network)) {
+        if let Some(network) = Arc::make_mut(&mut self.tables.networks).get_mut(&vni) {
+            change(Arc::make_mut(network));
+        }
+    }
+}
+
+impl Default for TableWriter {
+    fn default() -> Self {
+        Self::new()
+    }
+}

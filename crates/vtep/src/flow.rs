@@ -1,0 +1,1 @@
+//! The hash of a frame's inner flow.

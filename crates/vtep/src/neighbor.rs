@@ -1,0 +1,1 @@
+//! Answers for neighbours from the table.

@@ -1,0 +1,1 @@
+//! Pure functions over frames for what network cards do: checksums.

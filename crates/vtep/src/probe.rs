@@ -1,0 +1,1 @@
+//! Small datagrams that test whether a host reaches another's VXLAN port, and at what size.

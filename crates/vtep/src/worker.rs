@@ -1,0 +1,1 @@
+//! One thread: an engine joined to its edges.
