@@ -8,9 +8,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoData, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use rtnetlink::{
-    LinkBridge, LinkBridgePort, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
-};
+use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 use rustix::io::Errno;
 
 use crate::{Netlink, NetlinkError, Netns};
@@ -93,17 +91,6 @@ impl Netlink {
         self.add_link(
             || format!("add bridge {name}"),
             LinkBridge::new(name).build(),
-        )
-    }
-
-    /// Makes a dummy interface, down.
-    ///
-    /// # Errors
-    /// As [`Self::add_bridge`].
-    pub fn add_dummy(&self, name: &str) -> Result<(), NetlinkError> {
-        self.add_link(
-            || format!("add dummy interface {name}"),
-            LinkDummy::new(name).build(),
         )
     }
 
