@@ -11,17 +11,24 @@ use std::time::{Duration, Instant};
 
 use netns::Netns;
 
+pub mod cluster;
+
 /// Fails the test when it doesn't run as root.
 ///
 /// # Panics
 /// Always, when the effective user is not root.
 pub fn require_root() {
-    let status = std::fs::read_to_string("/proc/self/status").expect("every Linux process has a status file");
+    let status = std::fs::read_to_string("/proc/self/status")
+        .expect("every Linux process has a status file");
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("Uid:"))
         .and_then(|ids| ids.split_whitespace().nth(1).map(str::to_owned));
-    assert_eq!(effective.as_deref(), Some("0"), "this test makes network namespaces and needs root: run scripts/test");
+    assert_eq!(
+        effective.as_deref(),
+        Some("0"),
+        "this test makes network namespaces and needs root: run scripts/test"
+    );
 }
 
 /// The `towline` program: `TOWLINE_BIN`, else the one built beside this test.
@@ -33,12 +40,19 @@ pub fn towline_bin() -> PathBuf {
     let path = std::env::var_os("TOWLINE_BIN").map_or_else(
         || {
             let test = std::env::current_exe().expect("a running test has a path");
-            let profile = test.parent().and_then(|deps| deps.parent()).expect("tests lie in <profile>/deps");
+            let profile = test
+                .parent()
+                .and_then(|deps| deps.parent())
+                .expect("tests lie in <profile>/deps");
             profile.join("towline")
         },
         PathBuf::from,
     );
-    assert!(path.is_file(), "{} is missing: build it first (cargo build -p towline)", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: build it first (cargo build -p towline)",
+        path.display()
+    );
     path
 }
 
@@ -46,7 +60,11 @@ pub fn towline_bin() -> PathBuf {
 #[must_use]
 pub fn unique(prefix: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("{prefix}{}-{}", std::process::id() % 10_000, NEXT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{prefix}{}-{}",
+        std::process::id() % 10_000,
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// A network namespace that is deleted when the value goes, also when the test fails.
