@@ -1,12 +1,12 @@
 //! The agent: joins datapath, control and gateway bridge on one host.
 //!
 //! Threads: one per client of the API socket; one that carries the manager's
-//! news into the datapath (`tables.rs`); one that looks after what others may
+//! news into the datapath (`news.rs`); one that looks after what others may
 //! break (`upkeep.rs`); the datapath's workers and control's transport have
 //! their own. None of them is on the path of a frame but the workers.
 //!
 //! A container does not depend on the agent: its interface persists, its shim
-//! is no child of the agent. `start` takes up again what it finds.
+//! is no child of the agent. A new agent takes up again what it finds.
 
 pub(crate) mod container;
 mod dispatch;
@@ -15,23 +15,32 @@ mod host;
 mod join;
 mod membership;
 mod network;
+mod news;
+mod path;
 mod server;
 pub(crate) mod state;
 mod status;
 mod tables;
+mod underlay;
 mod upkeep;
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use netns::Netns;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 pub(crate) use membership::Member;
 
 use crate::config::Config;
+use membership::Parts;
+use server::Server;
 use state::StateFile;
 
 /// Abstract Unix sockets belong to a network namespace, so this name is taken
@@ -70,6 +79,11 @@ impl Agent {
         self.config.state_dir.join("containers")
     }
 
+    /// Where a manager keeps its store.
+    fn store_dir(&self) -> PathBuf {
+        self.config.state_dir.join("manager")
+    }
+
     /// The right to change the membership or the set of containers.
     pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,5 +92,105 @@ impl Agent {
     fn set_member(&self, member: Option<Arc<Member>>) -> Option<Arc<Member>> {
         let mut slot = self.member.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *slot, member)
+    }
+}
+
+/// Runs the agent until it is told to stop. Containers run on without it.
+///
+/// # Errors
+/// What is missing or in the way; nothing of the host was changed then.
+pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+    log_to_stderr();
+    check_rights()?;
+    let netns = Netns::current()?;
+    let _one_per_namespace = claim_namespace()?;
+    state::make_dir(&config.state_dir)?;
+    let _one_per_state_dir = lock_state_dir(&config)?;
+    let state = StateFile::open(&config.state_dir)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot watch for signals")?;
+    let server = Server::bind(&config.socket)?;
+    let agent =
+        Arc::new(Agent { config, netns, state, member: RwLock::new(None), changing: Mutex::new(()) });
+    agent.resume()?;
+    upkeep::start(&agent)?;
+    server.serve(&agent)?;
+    tracing::info!("{} is ready at {}", agent.config.name, agent.config.socket.display());
+    if let Some(signal) = signals.forever().next() {
+        tracing::info!("stopping on signal {signal}; containers run on");
+    }
+    if let Some(member) = agent.set_member(None) {
+        member.stop();
+    }
+    Ok(())
+}
+
+impl Agent {
+    /// Takes up the cluster, the networks and the containers of the agent before.
+    fn resume(self: &Arc<Self>) -> anyhow::Result<()> {
+        let (membership, networks) =
+            self.state.read(|state| (state.membership.clone(), state.networks.clone()));
+        let Some(settled) = membership else { return Ok(()) };
+        let parts = Parts::start(self, settled)?;
+        let member = Arc::new(parts.finish(self).map_err(|(_, error)| error)?);
+        for network in &networks {
+            member.follow(network);
+        }
+        self.set_member(Some(Arc::clone(&member)));
+        news::start(self, &member)?;
+        let _changing = self.changing();
+        container::reconcile(self, &member)
+    }
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+fn check_rights() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the agent needs root: start it with 'sudo towline agent', or as a systemd service");
+    }
+    if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
+        bail!(
+            "cannot open /dev/net/tun ({error}): run 'modprobe tun', or give this container or \
+             virtual machine the device"
+        );
+    }
+    Ok(())
+}
+
+/// Makes sure that no second agent runs in this network namespace, for as long as
+/// the returned socket lives.
+fn claim_namespace() -> anyhow::Result<UnixListener> {
+    let address = SocketAddr::from_abstract_name(ONE_PER_NAMESPACE)?;
+    match UnixListener::bind_addr(&address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let holder = UnixStream::connect_addr(&address)
+                .ok()
+                .and_then(|stream| rustix::net::sockopt::socket_peercred(&stream).ok())
+                .map_or(String::new(), |peer| format!(" as process {}", peer.pid.as_raw_pid()));
+            bail!(
+                "an agent runs in this network namespace already{holder}: stop it first, or use it with \
+                 --socket"
+            )
+        }
+        other => other.context("cannot claim this network namespace"),
+    }
+}
+
+fn lock_state_dir(config: &Config) -> anyhow::Result<File> {
+    let path = config.state_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => bail!(
+            "another agent uses the state folder {}: give this one its own with --state-dir",
+            config.state_dir.display()
+        ),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
     }
 }

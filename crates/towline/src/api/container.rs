@@ -1,13 +1,38 @@
 //! Requests and answers that concern containers.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::shim::process::ProcessId;
 
 /// What a client or a shim asks about containers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
+    /// `towline run`, first half: make all that the command will find.
+    Prepare(Prepare),
+    /// The client could not start the command: undo [`Request::Prepare`].
+    Abort {
+        /// The container's name.
+        name: String,
+    },
+    /// From the shim: the command runs.
+    Started {
+        /// The container's name.
+        name: String,
+    },
+    /// From the shim: the command has ended. Answered when all is cleared away.
+    Ended {
+        /// The container's name.
+        name: String,
+    },
+    /// `towline exec` and `towline logs`: where a container is.
+    Locate {
+        /// The container's name, or the beginning of its id.
+        name: String,
+    },
     /// `towline ps`.
     List {
         /// Also containers that have ended.
@@ -15,11 +40,30 @@ pub enum Request {
     },
     /// `towline rm`.
     Remove {
-        /// The container's name.
+        /// The container's name, or the beginning of its id.
         name: String,
         /// Also when it runs: it is killed.
         force: bool,
     },
+}
+
+/// A container to make.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Prepare {
+    /// Its name; none: a random one.
+    pub name: Option<String>,
+    /// The networks it is attached to, by name or id, in the order of its interfaces.
+    pub networks: Vec<String>,
+    /// The addresses wanted on the first network.
+    pub ips: Vec<IpAddr>,
+    /// The MAC address wanted on the first network.
+    pub mac: Option<vtep::MacAddr>,
+    /// Whether it goes when its command ends.
+    pub remove: bool,
+    /// The command and its arguments, to show.
+    pub command: Vec<String>,
+    /// Process id of the client: when it dies before the start, all is undone.
+    pub client: u32,
 }
 
 /// What the agent answers about containers.
@@ -28,8 +72,38 @@ pub enum Request {
 pub enum Response {
     /// Done, nothing to say.
     Done,
+    /// To [`Request::Prepare`].
+    Prepared(Prepared),
+    /// To [`Request::Locate`].
+    Located(Located),
     /// To [`Request::List`].
     List(Vec<Container>),
+    /// To [`Request::Remove`]: the name of what was removed.
+    Removed(String),
+}
+
+/// A container that waits for its command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Where its files are.
+    pub folder: PathBuf,
+    /// What the operator should know: one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Where a container is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Located {
+    /// Its name.
+    pub name: String,
+    /// Where its files are.
+    pub folder: PathBuf,
+    /// Its first process while it runs.
+    pub process: Option<ProcessId>,
 }
 
 /// A container as `ps` shows it.
@@ -41,16 +115,20 @@ pub struct Container {
     pub name: String,
     /// Its command and arguments.
     pub command: Vec<String>,
-    /// `running` or `exited`.
+    /// `created` before its command starts, `running`, `ending` while it is cleared away, or `exited`.
     pub state: String,
     /// Process id of its first process while it runs.
     pub pid: Option<u32>,
     /// Exit code of an ended one.
-    pub exit_code: Option<i32>,
-    /// Seconds since 1970 when it was started.
+    pub exit_code: Option<u8>,
+    /// Seconds since 1970 when it was made.
     pub created: u64,
+    /// Seconds since 1970 when it ended.
+    pub finished: Option<u64>,
     /// Its places in networks.
     pub endpoints: Vec<Place>,
+    /// Its place on the gateway bridge.
+    pub gwbridge: Option<GatewayPlace>,
 }
 
 /// A container's place in one network.
@@ -62,6 +140,17 @@ pub struct Place {
     pub interface: String,
     /// The MAC address.
     pub mac: String,
+    /// The addresses.
+    pub ips: Vec<IpAddr>,
+}
+
+/// A container's place on the gateway bridge of its host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GatewayPlace {
+    /// The interface inside the container.
+    pub interface: String,
+    /// The interface on the host.
+    pub host_interface: String,
     /// The addresses.
     pub ips: Vec<IpAddr>,
 }

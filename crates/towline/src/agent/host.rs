@@ -1,0 +1,39 @@
+//! The cluster's hosts.
+
+use anyhow::bail;
+use control::{HostView, Request, Response};
+
+use super::Agent;
+use super::network::unexpected;
+use crate::api::Host;
+
+/// All hosts, as the manager sees them.
+pub(super) fn list(agent: &Agent) -> anyhow::Result<Vec<Host>> {
+    let member = agent.member()?;
+    let Response::Hosts(views) = member.control.request(Request::Hosts)? else { return Err(unexpected()) };
+    Ok(views.into_iter().map(|view| host(view, member.host.id)).collect())
+}
+
+/// Has the manager forget a host that will not come back.
+pub(super) fn remove(agent: &Agent, name: &str) -> anyhow::Result<()> {
+    let member = agent.member()?;
+    if name == member.host.name || name == member.host.id.to_string() {
+        bail!("'{name}' is this host: run 'towline leave' instead");
+    }
+    member.control.request(Request::RemoveHost(name.to_owned()))?;
+    Ok(())
+}
+
+fn host(view: HostView, own: control::HostId) -> Host {
+    Host {
+        id: view.info.id.to_string(),
+        this: view.info.id == own,
+        name: view.info.name,
+        vtep: view.info.vtep,
+        port: view.info.port,
+        link_mtu: view.info.link_mtu,
+        state: if view.up { "up" } else { "down" }.to_owned(),
+        last_seen_ms: view.last_seen_ms_ago,
+        manager: view.manager,
+    }
+}

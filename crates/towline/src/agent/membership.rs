@@ -1,0 +1,182 @@
+//! This host's place in a cluster while the agent runs: datapath, control,
+//! gateway bridge, and the manager where this host runs one.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bridge::{Gateway, Settings};
+use control::{
+    AgentConfig, AgentHandle, FileStore, HostInfo, ManagerConfig, ManagerHandle, Network, Request,
+};
+use vtep::Vni;
+use vtep::datapath::{Datapath, UserspaceConfig, UserspaceDatapath};
+use vtep::fdb::Change;
+
+use super::Agent;
+use super::path::DatapathProber;
+use super::state::{Membership, make_dir};
+use super::tables::{Follower, network_config};
+
+/// The parts that live and die with this process; they change nothing of the host.
+pub(crate) struct Parts {
+    /// What `init` or `join` settled.
+    pub(super) settled: Membership,
+    /// Carries frames.
+    pub(super) datapath: Arc<dyn Datapath>,
+    /// Asks the manager.
+    pub(super) control: AgentHandle,
+    host: HostInfo,
+    manager: Option<ManagerHandle>,
+}
+
+/// All parts that exist while this host is in a cluster.
+pub(crate) struct Member {
+    /// What `init` or `join` settled.
+    pub(crate) settled: Membership,
+    /// This host as it presents itself to the manager.
+    pub(crate) host: HostInfo,
+    /// Carries frames.
+    pub(crate) datapath: Arc<dyn Datapath>,
+    /// Asks the manager.
+    pub(crate) control: AgentHandle,
+    /// Follows the manager's news and knows hosts by their ids.
+    pub(super) follower: Arc<Follower>,
+    manager: Mutex<Option<ManagerHandle>>,
+    gateway: Mutex<Gateway>,
+}
+
+impl Parts {
+    /// Starts datapath, manager and control.
+    ///
+    /// # Errors
+    /// Whichever could not start says why; those before it are stopped again.
+    pub(super) fn start(agent: &Agent, settled: Membership) -> anyhow::Result<Self> {
+        let (id, incarnation) = agent.state.read(|state| (state.host, state.incarnation));
+        let datapath: Arc<dyn Datapath> = Arc::new(UserspaceDatapath::start(UserspaceConfig {
+            netns: agent.netns.clone(),
+            vtep: settled.vtep,
+            port: settled.port,
+            workers: agent.config.workers,
+            strict_reserved_bits: agent.config.strict_reserved_bits,
+        })?);
+        let host = HostInfo {
+            id,
+            name: agent.config.name.clone(),
+            vtep: settled.vtep,
+            port: settled.port,
+            link_mtu: settled.link_mtu,
+            incarnation,
+        };
+        let manager = if settled.manager {
+            make_dir(&agent.store_dir())?;
+            Some(ManagerHandle::start(ManagerConfig {
+                listen: SocketAddr::new(settled.vtep, settled.port),
+                host: id,
+                store: Box::new(FileStore::open(&agent.store_dir())?),
+                token: settled.token.clone(),
+                prober: Arc::new(DatapathProber::new(Arc::clone(&datapath))),
+            })?)
+        } else {
+            None
+        };
+        let control = AgentHandle::start(AgentConfig {
+            host: host.clone(),
+            managers: settled.managers.clone(),
+            token: settled.token.clone(),
+            bind: settled.vtep,
+        })?;
+        Ok(Self { settled, datapath, control, host, manager })
+    }
+
+    /// Adds the gateway bridge, which changes the host.
+    ///
+    /// # Errors
+    /// The parts come back with the reason; the bridge has undone what it began.
+    pub(super) fn finish(self, agent: &Agent) -> Result<Member, (Box<Self>, anyhow::Error)> {
+        let settings = Settings { ipv4: None, ipv6: None, mtu: self.settled.link_mtu.into() };
+        let gateway = match Gateway::ensure(&agent.netns, &settings) {
+            Ok(gateway) => gateway,
+            Err(error) => return Err((Box::new(self), error.into())),
+        };
+        Ok(Member {
+            follower: Arc::new(Follower::new(self.host.id, Arc::clone(&self.datapath))),
+            settled: self.settled,
+            host: self.host,
+            datapath: self.datapath,
+            control: self.control,
+            manager: Mutex::new(self.manager),
+            gateway: Mutex::new(gateway),
+        })
+    }
+
+    /// Has the manager forget this host, which could not come in after all.
+    pub(super) fn withdraw(&self) {
+        withdraw(&self.control);
+    }
+}
+
+fn withdraw(control: &AgentHandle) {
+    if let Err(error) = control.request(Request::Leave) {
+        tracing::warn!("the manager still lists this host: {error}");
+    }
+}
+
+impl Member {
+    /// The gateway bridge.
+    pub(crate) fn gateway(&self) -> MutexGuard<'_, Gateway> {
+        self.gateway.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes this host take part in `network`: its table is followed, the datapath
+    /// knows it, and both are so again after a restart. A second time is harmless.
+    ///
+    /// # Errors
+    /// When the state file cannot be written.
+    pub(crate) fn enter_network(&self, agent: &Agent, network: &Network) -> anyhow::Result<()> {
+        agent.state.update(|state| {
+            state.networks.retain(|known| known.vni != network.vni);
+            state.networks.push(network.clone());
+        })?;
+        self.follow(network);
+        Ok(())
+    }
+
+    /// As [`Self::enter_network`] for a network that the state file has already.
+    pub(super) fn follow(&self, network: &Network) {
+        self.datapath.apply(&[Change::SetNetwork(network_config(network))]);
+        self.control.subscribe(network.vni);
+    }
+
+    /// Stops taking part in the network `vni` when no endpoint of this host is left on it.
+    ///
+    /// # Errors
+    /// When the state file cannot be written.
+    pub(crate) fn leave_idle_network(&self, agent: &Agent, vni: Vni) -> anyhow::Result<()> {
+        let idle = agent.state.update(|state| {
+            let idle = state.endpoints.iter().all(|endpoint| endpoint.vni != vni);
+            if idle {
+                state.networks.retain(|network| network.vni != vni);
+            }
+            idle
+        })?;
+        if idle {
+            self.control.unsubscribe(vni);
+            self.follower.forget(vni);
+            self.datapath.apply(&[Change::RemoveNetwork(vni)]);
+        }
+        Ok(())
+    }
+
+    /// Has the manager forget this host.
+    pub(super) fn withdraw(&self) {
+        withdraw(&self.control);
+    }
+
+    /// Ends control, and the manager after the last word with it.
+    pub(super) fn stop(&self) {
+        self.control.shutdown();
+        if let Some(manager) = self.manager.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            manager.shutdown();
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Networks: what a client asks becomes a request to the manager, and back.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use control::network::quote;
+use control::{NetworkDetails, NetworkSpec, Request, Response, State};
+use ipnet::IpNet;
+use netns::Netlink;
+use vtep::Vni;
+
+use super::Agent;
+use crate::api::{Endpoint, Network, NetworkCreate, NetworkSummary, Peer, Subnet};
+use crate::config::check_name;
+
+const DRIVER: &str = "overlay";
+const SCOPE: &str = "cluster";
+
+/// Creates a network that overlaps neither another nor what this host routes.
+pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Network> {
+    check_name("network name", &wanted.name)?;
+    let vni = wanted.vni.map(Vni::new).transpose()?;
+    let member = agent.member()?;
+    let spec = NetworkSpec {
+        name: wanted.name,
+        subnets: wanted.subnets,
+        vni,
+        mtu: wanted.mtu,
+        flood: wanted.flood,
+        labels: wanted.labels,
+        options: BTreeMap::new(),
+    };
+    let request = Request::CreateNetwork { spec, routes_in_use: routes_in_use(agent)? };
+    match member.control.request(request)? {
+        Response::Network(network) => Ok(shown(NetworkDetails {
+            network,
+            endpoints: Vec::new(),
+            peers: Vec::new(),
+        })),
+        _ => Err(unexpected()),
+    }
+}
+
+/// All networks of the cluster.
+pub(super) fn list(agent: &Agent) -> anyhow::Result<Vec<NetworkSummary>> {
+    let Response::Networks(networks) = agent.member()?.control.request(Request::Networks)? else {
+        return Err(unexpected());
+    };
+    Ok(networks
+        .into_iter()
+        .map(|network| NetworkSummary {
+            id: network.id,
+            name: network.name,
+            driver: DRIVER.to_owned(),
+            scope: SCOPE.to_owned(),
+            vni: network.vni.get(),
+            mtu: network.mtu,
+            subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),
+        })
+        .collect())
+}
+
+/// One network with all that is in it.
+pub(super) fn inspect(agent: &Agent, name: String) -> anyhow::Result<Network> {
+    match agent.member()?.control.request(Request::Network(name))? {
+        Response::Details(details) => Ok(shown(details)),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Removes a network without endpoints.
+pub(super) fn remove(agent: &Agent, name: String, force: bool) -> anyhow::Result<()> {
+    let member = agent.member()?;
+    if force {
+        let Response::Networks(networks) = member.control.request(Request::Networks)? else {
+            return Err(unexpected());
+        };
+        let known = |id: &str| id == name || id.starts_with(&name);
+        if !networks.iter().any(|network| network.name == name || known(&network.id)) {
+            return Ok(());
+        }
+    }
+    member.control.request(Request::RemoveNetwork(name))?;
+    Ok(())
+}
+
+/// The manager answered a request with another request's answer.
+pub(super) fn unexpected() -> anyhow::Error {
+    anyhow::anyhow!("the manager answered something else than was asked: is it of another version?")
+}
+
+/// What this host routes, in all of its interfaces; a default route is no obstacle.
+fn routes_in_use(agent: &Agent) -> anyhow::Result<Vec<IpNet>> {
+    let routes = Netlink::open(&agent.netns)
+        .and_then(|netlink| netlink.routes())
+        .context("cannot list this host's routes")?;
+    let mut prefixes: Vec<IpNet> =
+        routes.into_iter().map(|route| route.dst.trunc()).filter(|net| net.prefix_len() > 0).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    Ok(prefixes)
+}
+
+fn shown(details: NetworkDetails) -> Network {
+    let network = details.network;
+    Network {
+        id: network.id,
+        name: network.name,
+        driver: DRIVER.to_owned(),
+        scope: SCOPE.to_owned(),
+        vni: network.vni.get(),
+        mtu: network.mtu,
+        subnets: network
+            .subnets
+            .into_iter()
+            .map(|subnet| Subnet { subnet: subnet.net, gateway: subnet.gateway })
+            .collect(),
+        flood: network.flood,
+        created: network.created,
+        labels: network.labels,
+        endpoints: details
+            .endpoints
+            .into_iter()
+            .map(|view| Endpoint {
+                container: view.endpoint.container,
+                host: view.host,
+                mac: view.endpoint.mac.to_string(),
+                ips: view.endpoint.ips,
+                state: if view.state == State::Up { "up" } else { "down" }.to_owned(),
+            })
+            .collect(),
+        peers: details
+            .peers
+            .into_iter()
+            .map(|peer| Peer { host: peer.info.name, vtep: peer.info.vtep })
+            .collect(),
+    }
+}
+
+/// A network of this host's state by name or id, for what must work while no manager answers.
+pub(super) fn known(agent: &Agent, name: &str) -> anyhow::Result<control::Network> {
+    let found = agent.state.read(|state| {
+        state.networks.iter().find(|network| network.name == name || network.id == name).cloned()
+    });
+    let Some(network) = found else {
+        bail!("no container of this host is on a network {}: 'towline network ls' lists all networks", quote(name));
+    };
+    Ok(network)
+}

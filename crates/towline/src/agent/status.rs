@@ -1,0 +1,65 @@
+//! What the agent does and sees, in one answer.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::join::{NOT_ENCRYPTED, join_command};
+use super::{Agent, Member};
+use crate::api::{ClusterStatus, Status};
+
+/// Asks every part; none of them waits for the network.
+pub(super) fn status(agent: &Agent) -> Status {
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        name: agent.config.name.clone(),
+        state_dir: agent.config.state_dir.display().to_string(),
+        cluster: agent.member().ok().map(|member| cluster(agent, &member)),
+    }
+}
+
+fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
+    let counters = member.datapath.counters();
+    let drops = counters
+        .drops
+        .iter()
+        .filter(|&(_, count)| count > 0)
+        .map(|(reason, count)| (reason.name().to_owned(), count))
+        .collect();
+    let control = member.control.status();
+    let mut warnings = vec![NOT_ENCRYPTED.to_owned()];
+    if control.connected_to.is_none() {
+        warnings.push(format!(
+            "no manager answers ({}): containers go on, but none can be started",
+            control.last_error.as_deref().unwrap_or("not tried yet")
+        ));
+    }
+    ClusterStatus {
+        host: member.host.id.to_string(),
+        role: if member.settled.manager { "manager" } else { "member" }.to_owned(),
+        vtep: member.settled.vtep,
+        port: member.settled.port,
+        link_mtu: member.settled.link_mtu,
+        join_command: member.settled.manager.then(|| join_command(&member.settled)),
+        control: json(&control),
+        datapath: json(&member.datapath.status()),
+        drops,
+        traffic: numbers(&json(&counters)),
+        gateway: json(&member.gateway().status()),
+        endpoints: agent.state.read(|state| state.endpoints.len()),
+        warnings,
+    }
+}
+
+/// Plain data of our own always turns into JSON; were it not so, `null` is shown.
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+/// The numbers of an object; its drops are shown by themselves.
+fn numbers(value: &Value) -> BTreeMap<String, u64> {
+    let fields = value.as_object().into_iter().flatten();
+    fields.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?))).collect()
+}

@@ -1,0 +1,302 @@
+//! Carries the manager's news into the datapath's tables.
+//!
+//! The manager speaks of hosts by id, the datapath of VTEP addresses; here the
+//! one becomes the other. This host's own rows stay out: local entries come with
+//! the ports themselves. [`Translator`] is pure; [`Follower`] is its shared shell.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use control::{HostId, HostView, MemberState, Network, TableChange};
+use vtep::datapath::Datapath;
+use vtep::fdb::{Change, NetworkConfig};
+use vtep::{MacAddr, Vni};
+
+/// What the datapath must know of a network.
+pub(super) fn network_config(network: &Network) -> NetworkConfig {
+    NetworkConfig {
+        vni: network.vni,
+        mtu: network.mtu,
+        gateway_mac: network.gateway_mac,
+        gateway_ips: network.subnets.iter().map(|subnet| subnet.gateway).collect(),
+        flood: network.flood,
+        vlan_pass: false,
+    }
+}
+
+/// One network as the manager's news describe it.
+#[derive(Debug, Default)]
+struct Table {
+    macs: HashMap<MacAddr, HostId>,
+    neighbors: HashMap<IpAddr, MacAddr>,
+    members: HashMap<HostId, MemberState>,
+}
+
+/// Turns news into table changes.
+#[derive(Debug)]
+struct Translator {
+    own: HostId,
+    hosts: HashMap<HostId, HostView>,
+    tables: HashMap<Vni, Table>,
+}
+
+impl Translator {
+    fn new(own: HostId) -> Self {
+        Self { own, hosts: HashMap::new(), tables: HashMap::new() }
+    }
+
+    /// The VTEP of another host; none for this host and for one not known yet.
+    fn remote(&self, host: HostId) -> Option<SocketAddr> {
+        if host == self.own {
+            return None;
+        }
+        self.hosts.get(&host).map(|view| SocketAddr::new(view.info.vtep, view.info.port))
+    }
+
+    /// The list of hosts has changed: what was said of hosts that are new, or have
+    /// another address now, is said again.
+    fn hosts(&mut self, views: Vec<HostView>) -> Vec<Change> {
+        let before: HashMap<HostId, SocketAddr> =
+            self.hosts.keys().filter_map(|&id| Some((id, self.remote(id)?))).collect();
+        self.hosts = views.into_iter().map(|view| (view.info.id, view)).collect();
+        let moved = |host: &HostId| before.get(host).copied() != self.remote(*host);
+        let mut changes = Vec::new();
+        for (&vni, table) in &self.tables {
+            let members = || table.members.iter().filter(|(host, _)| moved(host));
+            // All that goes before all that comes: one host may take another's address.
+            changes.extend(
+                members()
+                    .filter_map(|(host, _)| before.get(host))
+                    .map(|old| Change::RemoveMember { vni, addr: old.ip() }),
+            );
+            changes.extend(members().filter_map(|(&host, &state)| self.member(vni, host, state)));
+            let macs = table.macs.iter().filter(|(_, host)| moved(host));
+            changes.extend(macs.map(|(&mac, &host)| self.fdb(vni, mac, host)));
+        }
+        changes
+    }
+
+    fn table(&mut self, vni: Vni, news: &[TableChange]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for change in news {
+            let table = self.tables.entry(vni).or_default();
+            match *change {
+                TableChange::Neighbor { ip, mac: Some(mac) } => {
+                    table.neighbors.insert(ip, mac);
+                    changes.push(Change::SetNeighbor { vni, ip, mac });
+                }
+                TableChange::Neighbor { ip, mac: None } => {
+                    table.neighbors.remove(&ip);
+                    changes.push(Change::RemoveNeighbor { vni, ip });
+                }
+                TableChange::Mac { mac, host: Some(host) } => {
+                    table.macs.insert(mac, host);
+                    changes.push(self.fdb(vni, mac, host));
+                }
+                TableChange::Mac { mac, host: None } => {
+                    table.macs.remove(&mac);
+                    changes.push(Change::RemoveFdb { vni, mac });
+                }
+                TableChange::Member { host, state: MemberState::Absent } => {
+                    table.members.remove(&host);
+                    changes.extend(self.absent(vni, host));
+                }
+                TableChange::Member { host, state } => {
+                    table.members.insert(host, state);
+                    changes.extend(self.member(vni, host, state));
+                }
+            }
+        }
+        changes
+    }
+
+    fn clear(&mut self, vni: Vni) -> Vec<Change> {
+        let table = self.tables.remove(&vni).unwrap_or_default();
+        let macs = table.macs.into_keys().map(|mac| Change::RemoveFdb { vni, mac });
+        let ips = table.neighbors.into_keys().map(|ip| Change::RemoveNeighbor { vni, ip });
+        let members = table.members.into_keys().filter_map(|host| self.remote(host));
+        let members = members.map(|remote| Change::RemoveMember { vni, addr: remote.ip() });
+        macs.chain(ips).chain(members).collect()
+    }
+
+    /// A MAC on this host, or on a host without a known address, has no remote entry.
+    fn fdb(&self, vni: Vni, mac: MacAddr, host: HostId) -> Change {
+        match self.remote(host) {
+            Some(remote) => Change::SetFdb { vni, mac, remote },
+            None => Change::RemoveFdb { vni, mac },
+        }
+    }
+
+    /// A member is known to the datapath by its address, which another member may have taken over.
+    fn absent(&self, vni: Vni, host: HostId) -> Option<Change> {
+        let addr = self.remote(host)?.ip();
+        let members = &self.tables.get(&vni)?.members;
+        let taken = members.keys().any(|&other| self.remote(other).is_some_and(|at| at.ip() == addr));
+        (!taken).then_some(Change::RemoveMember { vni, addr })
+    }
+
+    /// A masked host may still send and be sent to; it only gets no floods.
+    fn member(&self, vni: Vni, host: HostId, state: MemberState) -> Option<Change> {
+        let remote = self.remote(host)?;
+        Some(Change::SetMember { vni, remote, flood: state == MemberState::Up })
+    }
+}
+
+/// The translator, shared by the thread that follows the news and the requests that look.
+pub(super) struct Follower {
+    datapath: Arc<dyn Datapath>,
+    translator: Mutex<Translator>,
+}
+
+impl Follower {
+    pub(super) fn new(own: HostId, datapath: Arc<dyn Datapath>) -> Self {
+        Self { datapath, translator: Mutex::new(Translator::new(own)) }
+    }
+
+    /// All hosts of the cluster have come as a new list.
+    pub(super) fn hosts(&self, views: Vec<HostView>) {
+        let mut translator = self.lock();
+        let changes = translator.hosts(views);
+        // Applied under the lock: two news must not overtake each other.
+        self.datapath.apply(&changes);
+    }
+
+    /// News of one network's table.
+    pub(super) fn table(&self, vni: Vni, news: &[TableChange]) {
+        let mut translator = self.lock();
+        let changes = translator.table(vni, news);
+        self.datapath.apply(&changes);
+    }
+
+    /// A network is not followed any more; the datapath forgets it as a whole.
+    pub(super) fn forget(&self, vni: Vni) {
+        self.lock().tables.remove(&vni);
+    }
+
+    /// A network is gone while ports of it are still here: nothing leads out of the host.
+    pub(super) fn clear(&self, vni: Vni) {
+        let mut translator = self.lock();
+        let changes = translator.clear(vni);
+        self.datapath.apply(&changes);
+    }
+
+    /// The names of hosts by their VTEPs.
+    pub(super) fn host_names(&self) -> HashMap<SocketAddr, String> {
+        let translator = self.lock();
+        let views = translator.hosts.values();
+        views.map(|view| (SocketAddr::new(view.info.vtep, view.info.port), view.info.name.clone())).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Translator> {
+        self.translator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use control::HostInfo;
+
+    fn id(n: u8) -> HostId {
+        HostId::from_bytes([n; 16])
+    }
+
+    fn view(n: u8, vtep: u8) -> HostView {
+        let info = HostInfo {
+            id: id(n),
+            name: format!("h{n}"),
+            vtep: [192, 0, 2, vtep].into(),
+            port: 4789,
+            link_mtu: 1500,
+            incarnation: 1,
+        };
+        HostView { info, up: true, last_seen_ms_ago: 0, manager: n == 1 }
+    }
+
+    fn at(vtep: u8) -> SocketAddr {
+        ([192, 0, 2, vtep], 4789).into()
+    }
+
+    fn vni() -> Vni {
+        Vni::new(4096).expect("24 bits")
+    }
+
+    fn mac(n: u8) -> MacAddr {
+        MacAddr::new([2, 0, 0, 0, 0, n])
+    }
+
+    #[test]
+    fn rows_of_other_hosts_become_remote_entries_and_own_rows_do_not() {
+        let mut translator = Translator::new(id(1));
+        translator.hosts(vec![view(1, 1), view(2, 2)]);
+        let changes = translator.table(
+            vni(),
+            &[
+                TableChange::Member { host: id(1), state: MemberState::Up },
+                TableChange::Member { host: id(2), state: MemberState::Masked },
+                TableChange::Mac { mac: mac(1), host: Some(id(1)) },
+                TableChange::Mac { mac: mac(2), host: Some(id(2)) },
+            ],
+        );
+        assert_eq!(
+            changes,
+            [
+                Change::SetMember { vni: vni(), remote: at(2), flood: false },
+                Change::RemoveFdb { vni: vni(), mac: mac(1) },
+                Change::SetFdb { vni: vni(), mac: mac(2), remote: at(2) },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_host_known_late_gets_its_entries_then() {
+        let mut translator = Translator::new(id(1));
+        let news = [
+            TableChange::Member { host: id(2), state: MemberState::Up },
+            TableChange::Mac { mac: mac(2), host: Some(id(2)) },
+        ];
+        assert_eq!(translator.table(vni(), &news), [Change::RemoveFdb { vni: vni(), mac: mac(2) }]);
+        assert_eq!(
+            translator.hosts(vec![view(2, 2)]),
+            [
+                Change::SetMember { vni: vni(), remote: at(2), flood: true },
+                Change::SetFdb { vni: vni(), mac: mac(2), remote: at(2) },
+            ]
+        );
+        assert_eq!(translator.hosts(vec![view(2, 2)]), [], "nothing new, nothing said");
+    }
+
+    #[test]
+    fn hosts_that_swap_addresses_both_stay_members() {
+        let mut translator = Translator::new(id(1));
+        translator.hosts(vec![view(2, 2), view(3, 3)]);
+        let up = |n| TableChange::Member { host: id(n), state: MemberState::Up };
+        translator.table(vni(), &[up(2), up(3)]);
+        let changes = translator.hosts(vec![view(2, 3), view(3, 2)]);
+        let mut members: Vec<IpAddr> = vec![];
+        for change in changes {
+            match change {
+                Change::SetMember { remote, .. } => members.push(remote.ip()),
+                Change::RemoveMember { addr, .. } => members.retain(|&member| member != addr),
+                other => panic!("{other:?}"),
+            }
+        }
+        members.sort_unstable();
+        assert_eq!(members, [at(2).ip(), at(3).ip()]);
+    }
+
+    #[test]
+    fn a_host_that_left_does_not_take_its_heir_along() {
+        let mut translator = Translator::new(id(1));
+        translator.hosts(vec![view(2, 2), view(3, 2)]);
+        let up = |n| TableChange::Member { host: id(n), state: MemberState::Up };
+        translator.table(vni(), &[up(2), up(3)]);
+        let gone = |n| TableChange::Member { host: id(n), state: MemberState::Absent };
+        assert_eq!(translator.table(vni(), &[gone(2)]), []);
+        assert_eq!(
+            translator.table(vni(), &[gone(3)]),
+            [Change::RemoveMember { vni: vni(), addr: at(2).ip() }]
+        );
+    }
+}
