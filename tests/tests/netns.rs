@@ -119,6 +119,19 @@ fn links_are_made_changed_and_removed() {
     netlink.set_alias("v0", "towline test").expect("an alias");
     netlink.set_up("v0").expect("up");
 
+    let long = "a-name-longer-than-fifteen-bytes";
+    netlink
+        .add_alternative_name("br0", long)
+        .expect("another name");
+    netlink
+        .add_alternative_name("br0", long)
+        .expect("twice is fine");
+    assert!(
+        netlink.add_alternative_name("v0", long).is_err(),
+        "one name, one interface"
+    );
+    assert!(sh(&host, &format!("ip link show {long}")).contains("br0"));
+
     let bridge = netlink
         .link("br0")
         .expect("a look-up")

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 use rustix::io::Errno;
@@ -213,6 +213,31 @@ impl Netlink {
             || format!("set the alias of {name}"),
             LinkUnspec::new_with_name(name).alias(alias),
         )
+    }
+
+    /// Gives the interface one more name, of up to 127 bytes, under which netlink finds it too. One it has is fine.
+    ///
+    /// # Errors
+    /// As [`Self::set_up`], and when another interface has that name.
+    pub fn add_alternative_name(&self, name: &str, other: &str) -> Result<(), NetlinkError> {
+        let operation = || format!("give {name} the alternative name {other}");
+        let index = self.index(operation, name)?;
+        let mut message = LinkUnspec::new_with_index(index).build();
+        message
+            .attributes
+            .push(LinkAttribute::PropList(vec![Prop::AltIfName(
+                other.to_owned(),
+            )]));
+        let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND;
+        match self.change(operation, RouteNetlinkMessage::NewLinkProp(message), flags) {
+            Err(error)
+                if error.is(Errno::EXIST)
+                    && self.link(other)?.is_some_and(|link| link.index == index) =>
+            {
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// Whether a bridge port may exchange frames with other isolated ports of its bridge.

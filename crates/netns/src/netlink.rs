@@ -25,7 +25,7 @@ pub enum NetlinkError {
         cause: io::Error,
     },
     /// The kernel said no.
-    #[error("cannot {operation}: {cause}")]
+    #[error("cannot {operation}: {cause}{}", hint(cause))]
     Refused {
         /// What was asked.
         operation: String,
@@ -40,6 +40,15 @@ pub enum NetlinkError {
         /// The interface.
         name: String,
     },
+}
+
+/// What to do about the commonest refusal.
+fn hint(cause: &io::Error) -> &'static str {
+    if cause.kind() == io::ErrorKind::PermissionDenied {
+        " (root is needed)"
+    } else {
+        ""
+    }
 }
 
 impl NetlinkError {
