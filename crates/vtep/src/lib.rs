@@ -25,6 +25,7 @@ pub mod fdb;
 pub mod flow;
 pub mod frame;
 pub mod guard;
+pub mod ip;
 mod mac;
 pub mod neighbor;
 pub mod offload;
