@@ -10,8 +10,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -50,18 +51,25 @@ pub(crate) struct Channel(OwnedFd);
 impl Channel {
     /// Two ends.
     pub(crate) fn pair() -> io::Result<(Self, Self)> {
-        let (one, other) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (one, other) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         Ok((Self(one), Self(other)))
     }
 
     /// The end that this process was given as its standard input. The copy closes at an exec.
     pub(crate) fn from_stdin() -> io::Result<Self> {
         let channel = Self(io::stdin().as_fd().try_clone_to_owned()?);
-        let kind = rustix::net::sockopt::socket_type(&channel.0)
-            .map_err(|_| io::Error::other("standard input is no channel: this command is not for use by hand"))?;
+        let kind = rustix::net::sockopt::socket_type(&channel.0).map_err(|_| {
+            io::Error::other("standard input is no channel: this command is not for use by hand")
+        })?;
         if kind != SocketType::SEQPACKET {
-            return Err(io::Error::other("standard input is no channel: this command is not for use by hand"));
+            return Err(io::Error::other(
+                "standard input is no channel: this command is not for use by hand",
+            ));
         }
         Ok(channel)
     }
@@ -74,7 +82,12 @@ impl Channel {
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::Error::other("too many descriptors for one message"));
         }
-        sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(&bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
         Ok(())
     }
 
@@ -100,13 +113,20 @@ impl Channel {
             })
             .flatten()
             .collect();
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-            return Err(io::Error::other("a message was longer than its reader expects"));
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
+            return Err(io::Error::other(
+                "a message was longer than its reader expects",
+            ));
         }
         if received.bytes == 0 {
             return Ok(None);
         }
-        let message = bytes.get(..received.bytes).ok_or(io::ErrorKind::InvalidData)?;
+        let message = bytes
+            .get(..received.bytes)
+            .ok_or(io::ErrorKind::InvalidData)?;
         Ok(Some((serde_json::from_slice(message)?, fds)))
     }
 }
@@ -126,9 +146,17 @@ mod tests {
     fn messages_stay_apart_carry_descriptors_and_end() {
         let (one, other) = Channel::pair().expect("socket pairs exist");
         let (mut reader, writer) = io::pipe().expect("pipes exist");
-        one.send(&Start { foreground: true }, &[writer.as_fd()]).expect("open");
+        one.send(&Start { foreground: true }, &[writer.as_fd()])
+            .expect("open");
         drop(writer);
-        one.send(&Outcome::Failed { code: 127, message: "no such".into() }, &[]).expect("open");
+        one.send(
+            &Outcome::Failed {
+                code: 127,
+                message: "no such".into(),
+            },
+            &[],
+        )
+        .expect("open");
         drop(one);
 
         let (start, mut fds) = other.receive::<Start>().expect("sound").expect("sent");
@@ -141,9 +169,20 @@ mod tests {
         assert_eq!(text, "through");
 
         let (outcome, fds) = other.receive::<Outcome>().expect("sound").expect("sent");
-        assert_eq!(outcome, Outcome::Failed { code: 127, message: "no such".into() });
+        assert_eq!(
+            outcome,
+            Outcome::Failed {
+                code: 127,
+                message: "no such".into()
+            }
+        );
         assert!(fds.is_empty());
-        assert!(other.receive::<Outcome>().expect("an end is no error").is_none());
+        assert!(
+            other
+                .receive::<Outcome>()
+                .expect("an end is no error")
+                .is_none()
+        );
     }
 
     #[test]

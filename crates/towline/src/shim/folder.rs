@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <state-dir>/containers/NAME/
-//!     spec.json   what the container is and what it holds on the host; the agent writes it
+//!     spec.json   what the container is; the agent writes it
 //!     lock        locked by the shim as long as it lives, or by the agent while it clears away
 //!     shim.json   which processes are the shim and the command; the shim writes it
 //!     exit.json   how the command ended; the shim writes it
@@ -13,7 +13,6 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::ProcessId;
 
-/// What a container is and what it holds on the host.
+/// What a container is. Its places in networks are in the agent's state file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Spec {
     /// 12 hexadecimal digits.
@@ -42,12 +41,6 @@ pub(crate) struct Spec {
     pub(crate) client: Option<ProcessId>,
     /// Device and inode of its network namespace, once it exists.
     pub(crate) netns: Option<(u64, u64)>,
-    /// Networks it asked for, by name; an endpoint may exist in each, recorded or not.
-    pub(crate) networks: Vec<String>,
-    /// Its places in networks, each recorded as soon as the manager gave it.
-    pub(crate) endpoints: Vec<Endpoint>,
-    /// Its place on the gateway bridge.
-    pub(crate) gateway: Option<Gateway>,
 }
 
 /// How far a container has come.
@@ -62,40 +55,6 @@ pub(crate) enum Phase {
     Ending,
     /// Its command has ended and it holds nothing on the host but this folder.
     Exited,
-}
-
-/// A container's place in one network.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Endpoint {
-    /// Number of its port in the datapath.
-    pub(crate) port: u32,
-    /// The network's name when it was attached.
-    pub(crate) network: String,
-    /// The network's VNI.
-    pub(crate) vni: vtep::vni::Vni,
-    /// Interface inside the container.
-    pub(crate) interface: String,
-    /// Its MAC address.
-    pub(crate) mac: vtep::mac::MacAddr,
-    /// Its addresses.
-    pub(crate) ips: Vec<IpAddr>,
-    /// MTU of the interface in bytes.
-    pub(crate) mtu: u16,
-    /// The allocation they came from.
-    pub(crate) epoch: control::epoch::Epoch,
-    /// Which TAP backend the port was made with.
-    pub(crate) backend: vtep::datapath::Backend,
-}
-
-/// A container's place on the gateway bridge.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Gateway {
-    /// The host's end of the veth pair.
-    pub(crate) host_interface: String,
-    /// Interface inside the container.
-    pub(crate) interface: String,
-    /// Addresses on the bridge's subnets, once given.
-    pub(crate) addresses: Option<(std::net::Ipv4Addr, std::net::Ipv6Addr)>,
 }
 
 /// Which processes a running container has.
@@ -155,7 +114,11 @@ impl Folder {
 
     /// The log, to append to.
     pub(crate) fn open_log(&self) -> io::Result<File> {
-        OpenOptions::new().create(true).append(true).mode(0o600).open(self.log())
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(self.log())
     }
 
     /// What the container is; nothing when the folder holds none.
@@ -192,7 +155,11 @@ impl Folder {
     /// Held until the answer is dropped or the process ends.
     pub(crate) fn lock(&self) -> io::Result<Option<File>> {
         let path = self.0.join("lock");
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path);
         let file = match file {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -210,7 +177,10 @@ impl Folder {
         let path = self.0.join(name);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{}: {error}", path.display()),
+                )
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -219,8 +189,12 @@ impl Folder {
 
     fn replace(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
         let temporary = self.0.join(format!("{name}.new"));
-        let mut file =
-            OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(value)?)?;
         file.sync_all()?;
         fs::rename(&temporary, self.0.join(name))?;
@@ -230,7 +204,9 @@ impl Folder {
 
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// A rename or a removal is on the disk only when its folder is.
@@ -246,10 +222,18 @@ mod tests {
     fn a_lock_excludes_and_dies_with_its_folder() {
         let parent = tempfile::tempdir().expect("a temporary folder");
         let folder = Folder::at(parent.path().join("c1"));
-        assert!(folder.lock().expect("an absent folder is no error").is_none());
+        assert!(
+            folder
+                .lock()
+                .expect("an absent folder is no error")
+                .is_none()
+        );
         folder.create().expect("may be made");
         let held = folder.lock().expect("lockable").expect("free");
-        assert!(folder.lock().expect("lockable").is_none(), "held by the other");
+        assert!(
+            folder.lock().expect("lockable").is_none(),
+            "held by the other"
+        );
         drop(held);
         assert!(folder.lock().expect("lockable").is_some());
 
@@ -265,7 +249,13 @@ mod tests {
         folder.create().expect("may be made");
         assert!(folder.exit().expect("absent is no error").is_none());
         for code in [3, 137] {
-            folder.write_exit(&Exit { code, started: true, finished: 1 }).expect("written");
+            folder
+                .write_exit(&Exit {
+                    code,
+                    started: true,
+                    finished: 1,
+                })
+                .expect("written");
             assert_eq!(folder.exit().expect("sound").expect("written").code, code);
         }
         fs::write(folder.path().join("shim.json"), b"{\"shim\":").expect("written");

@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 
 /// One process of one boot: the id together with the moment it started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProcessId {
+pub struct ProcessId {
     /// The process id.
-    pub(crate) pid: u32,
+    pub pid: u32,
     /// Clock ticks from boot to its start (proc(5), field 22 of `stat`).
-    pub(crate) start_ticks: u64,
+    pub start_ticks: u64,
     /// The boot both belong to: process ids repeat after the next one.
-    pub(crate) boot: String,
+    pub boot: String,
 }
 
 impl ProcessId {
@@ -32,7 +32,11 @@ impl ProcessId {
 
     /// The process that has this id now.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
-        Ok(Self { pid, start_ticks: Stat::read(pid)?.start_ticks, boot: boot_id()? })
+        Ok(Self {
+            pid,
+            start_ticks: Stat::read(pid)?.start_ticks,
+            boot: boot_id()?,
+        })
     }
 
     /// A pidfd of exactly this process; nothing when it has ended.
@@ -42,7 +46,9 @@ impl ProcessId {
         if boot_id()? != self.boot {
             return Ok(None);
         }
-        let Some(pidfd) = open_pidfd(self.pid)? else { return Ok(None) };
+        let Some(pidfd) = open_pidfd(self.pid)? else {
+            return Ok(None);
+        };
         // The descriptor came first: if the start time still fits now, the
         // descriptor is of that very process.
         match Stat::read(self.pid) {
@@ -63,7 +69,9 @@ impl ProcessId {
 
 /// The kernel's name of this boot.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// Waits until the process behind `pidfd` has ended; false when `limit` passed first.
@@ -80,19 +88,29 @@ pub(crate) fn wait_ended(pidfd: impl AsFd, limit: Duration) -> io::Result<bool> 
     }
 }
 
-/// Kills every process of the network namespace `netns` (device and inode of the
-/// namespace) and every descendant of the calling process, and waits until they
-/// are gone. False when some still were there after `limit`.
+/// Which processes to kill.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Victims {
+    /// Those of this network namespace: its device and inode. The caller's own is spared.
+    pub(crate) netns: Option<(u64, u64)>,
+    /// The descendants of this process; the caller itself is spared.
+    pub(crate) descendants_of: Option<u32>,
+}
+
+/// Kills processes and waits until they are gone. False when some still were there
+/// after `limit`.
 ///
-/// Processes are looked for again until none is found, so one that forks while
-/// being killed is met too. The calling process itself and namespaces it lives
-/// in are spared.
-pub(crate) fn kill_all(netns: Option<(u64, u64)>, limit: Duration) -> io::Result<bool> {
+/// They are looked for again until none is found, so one that forks while being
+/// killed is met too.
+pub(crate) fn kill_all(victims: Victims, limit: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + limit;
     let own = fs::metadata("/proc/self/ns/net").map(|meta| (meta.dev(), meta.ino()))?;
-    let netns = netns.filter(|id| *id != own);
+    let victims = Victims {
+        netns: victims.netns.filter(|id| *id != own),
+        ..victims
+    };
     loop {
-        let killed = kill_once(netns)?;
+        let killed = kill_once(victims)?;
         if killed.is_empty() {
             return Ok(true);
         }
@@ -101,7 +119,10 @@ pub(crate) fn kill_all(netns: Option<(u64, u64)>, limit: Duration) -> io::Result
                 return Ok(false);
             }
         }
-        reap();
+        // Orphans among them are the caller's children now, when it is a subreaper.
+        if victims.descendants_of == Some(std::process::id()) {
+            reap();
+        }
     }
 }
 
@@ -111,20 +132,26 @@ pub(crate) fn reap() {
 }
 
 /// One round of [`kill_all`]: what was found and killed.
-fn kill_once(netns: Option<(u64, u64)>) -> io::Result<Vec<OwnedFd>> {
+fn kill_once(victims: Victims) -> io::Result<Vec<OwnedFd>> {
     let myself = std::process::id();
     let stats = all_stats()?;
-    let descendants = descendants_of(myself, &stats);
+    let descendants = victims
+        .descendants_of
+        .map_or_else(HashSet::new, |ancestor| descendants_of(ancestor, &stats));
     let mut killed = Vec::new();
     for stat in &stats {
         if stat.pid == myself || stat.state == b'Z' {
             continue;
         }
-        let Some(pidfd) = open_pidfd(stat.pid)? else { continue };
+        let Some(pidfd) = open_pidfd(stat.pid)? else {
+            continue;
+        };
         // Looked at after the descriptor was opened, so that it is this process that is killed.
         let same = Stat::read(stat.pid).is_ok_and(|now| now.start_ticks == stat.start_ticks);
         let meant = descendants.contains(&stat.pid)
-            || netns.is_some_and(|id| netns_of(stat.pid) == Some(id));
+            || victims
+                .netns
+                .is_some_and(|id| netns_of(stat.pid) == Some(id));
         if same && meant && pidfd_send_signal(&pidfd, Signal::KILL).is_ok() {
             killed.push(pidfd);
         }
@@ -139,7 +166,9 @@ fn netns_of(pid: u32) -> Option<(u64, u64)> {
 }
 
 fn open_pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Ok(None);
+    };
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => Ok(Some(pidfd)),
         // EINVAL: a thread's id by now, not a process's.
@@ -173,14 +202,23 @@ impl Stat {
         let parent = fields.next()?.parse().ok()?;
         // state is field 3, the parent 4, the start time 22.
         let start_ticks = fields.nth(17)?.parse().ok()?;
-        Some(Self { pid, parent, state, start_ticks })
+        Some(Self {
+            pid,
+            parent,
+            state,
+            start_ticks,
+        })
     }
 }
 
 fn all_stats() -> io::Result<Vec<Stat>> {
     let mut stats = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         match Stat::read(pid) {
@@ -220,19 +258,39 @@ mod tests {
     fn a_name_with_parentheses_and_spaces_is_no_trap() {
         let text = "7 (a) b (c) S 3 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 8123 0 0";
         let stat = Stat::parse(7, text).expect("a whole line");
-        assert_eq!(stat, Stat { pid: 7, parent: 3, state: b'S', start_ticks: 8123 });
+        assert_eq!(
+            stat,
+            Stat {
+                pid: 7,
+                parent: 3,
+                state: b'S',
+                start_ticks: 8123
+            }
+        );
         assert_eq!(Stat::parse(7, "7 (a) S 3"), None);
         assert_eq!(Stat::parse(7, ""), None);
     }
 
     #[test]
     fn a_process_is_known_until_it_ends_and_not_by_its_number_alone() {
-        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep exists");
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep exists");
         let identity = ProcessId::of(child.id()).expect("it runs");
         assert!(identity.is_running());
-        let other_start = ProcessId { start_ticks: identity.start_ticks + 1, ..identity.clone() };
-        assert!(!other_start.is_running(), "the same number of another moment");
-        let other_boot = ProcessId { boot: "elsewhere".into(), ..identity.clone() };
+        let other_start = ProcessId {
+            start_ticks: identity.start_ticks + 1,
+            ..identity.clone()
+        };
+        assert!(
+            !other_start.is_running(),
+            "the same number of another moment"
+        );
+        let other_boot = ProcessId {
+            boot: "elsewhere".into(),
+            ..identity.clone()
+        };
         assert!(!other_boot.is_running(), "the same number of another boot");
 
         let pidfd = identity.open().expect("may be opened").expect("runs");
@@ -245,7 +303,12 @@ mod tests {
 
     #[test]
     fn descendants_are_found_at_any_depth() {
-        let stat = |pid, parent| Stat { pid, parent, state: b'S', start_ticks: 1 };
+        let stat = |pid, parent| Stat {
+            pid,
+            parent,
+            state: b'S',
+            start_ticks: 1,
+        };
         let stats = [stat(4, 3), stat(2, 1), stat(3, 2), stat(9, 8), stat(1, 0)];
         assert_eq!(descendants_of(1, &stats), HashSet::from([2, 3, 4]));
         assert!(descendants_of(4, &stats).is_empty());

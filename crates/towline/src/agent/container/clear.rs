@@ -1,0 +1,311 @@
+//! Takes away what a container holds: processes, ports, addresses, gateway, namespace, name.
+//!
+//! Every step may have been done before, by this agent or by one that was killed. A step that fails doesn't keep
+//! the others from being done; the container stays in the phase `Ending` and is tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use netns::{Netlink, Netns};
+use vtep::fdb::PortId;
+
+use super::{Agent, held, host_interface, is_running};
+use crate::agent::Member;
+use crate::agent::state::EndpointRecord;
+use crate::shim::EXIT_SIGNAL;
+use crate::shim::folder::{self, Exit, Folder, Phase, Spec};
+use crate::shim::process::{Victims, kill_all, wait_ended};
+
+/// How long killed processes may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a shim may take to report and end once its command is dead.
+const SHIM_LIMIT: Duration = Duration::from_secs(10);
+/// The exit code of a command whose shim was killed: the kernel kills it with SIGKILL then.
+const KILLED: u8 = EXIT_SIGNAL + 9;
+
+/// The shim says that the command has ended.
+pub(super) fn ended(agent: &Arc<Agent>, name: &str) -> anyhow::Result<()> {
+    let folder = agent.containers.folder(name)?;
+    let lock = agent.containers.lock(name);
+    let _held = held(&lock);
+    let Some(mut spec) = folder.spec()? else {
+        return Ok(());
+    };
+    if folder.exit()?.is_none() {
+        bail!("container {name} has not ended");
+    }
+    clear(agent, &folder, &mut spec)
+}
+
+/// The client says that the command could not be started.
+pub(super) fn aborted(agent: &Arc<Agent>, name: &str) -> anyhow::Result<()> {
+    let folder = agent.containers.folder(name)?;
+    let lock = agent.containers.lock(name);
+    let _held = held(&lock);
+    let Some(mut spec) = folder.spec()? else {
+        return Ok(());
+    };
+    // Taken for as long as this lasts: a shim that comes late finds it taken and gives up.
+    let Some(_nobody_starts) = folder.lock()? else {
+        bail!("container {name} was started: 'towline rm -f {name}' removes it");
+    };
+    clear(agent, &folder, &mut spec)
+}
+
+/// `towline rm`. The name of what was removed; nothing when there was nothing and `force` doesn't mind.
+pub(super) fn remove(
+    agent: &Arc<Agent>,
+    name: &str,
+    force: bool,
+) -> anyhow::Result<Option<String>> {
+    let (folder, spec) = match agent.containers.find(name) {
+        Ok(found) => found,
+        Err(_) if force => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let lock = agent.containers.lock(&spec.name);
+    let shim = {
+        let _held = held(&lock);
+        let Some(mut spec) = folder.spec()? else {
+            return Ok(Some(spec.name));
+        };
+        let running = is_running(&folder, &spec);
+        if running && !force {
+            bail!(
+                "container {} is running: 'towline rm -f {0}' kills and removes it",
+                spec.name
+            );
+        }
+        if spec.phase == Phase::Ready && !running && !force && folder.exit()?.is_none() {
+            bail!(
+                "container {} is being started: 'towline rm -f {0}' removes it all the same",
+                spec.name
+            );
+        }
+        spec.remove = true;
+        folder.write_spec(&spec)?;
+        if running {
+            folder.running()?.map(|running| running.shim)
+        } else {
+            None
+        }
+    };
+    // Not under the lock: the shim reports the end before it ends itself.
+    if let Some(shim) = shim.map_or(Ok(None), |shim| shim.open())? {
+        kill_inside(&spec)?;
+        if !wait_ended(&shim, SHIM_LIMIT)? {
+            tracing::warn!(
+                "container {}: its shim does not end and is killed",
+                spec.name
+            );
+            rustix::process::pidfd_send_signal(&shim, rustix::process::Signal::KILL)?;
+            wait_ended(&shim, KILL_LIMIT)?;
+        }
+    }
+    let _held = held(&lock);
+    // Another container of this name may have been made meanwhile.
+    if let Some(mut now) = folder.spec()?.filter(|now| now.id == spec.id) {
+        let Some(_nobody_starts) = folder.lock()? else {
+            bail!("container {} is being started: try again", spec.name);
+        };
+        clear(agent, &folder, &mut now)?;
+    }
+    Ok(Some(spec.name))
+}
+
+/// Kills and removes every container.
+///
+/// # Errors
+/// Names each one that could not be removed.
+pub(crate) fn remove_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
+    let mut failed = Vec::new();
+    for (_, spec) in agent.containers.all()? {
+        if let Err(error) = remove(agent, &spec.name, true) {
+            failed.push(format!("{}: {error:#}", spec.name));
+        }
+    }
+    if !failed.is_empty() {
+        bail!("can't remove all containers: {}", failed.join("; "));
+    }
+    Ok(())
+}
+
+/// Takes back what a failed start has made. The caller holds the container's lock.
+pub(super) fn undo(
+    agent: &Arc<Agent>,
+    folder: &Folder,
+    spec: &mut Spec,
+    name_is_ours: bool,
+) -> anyhow::Result<()> {
+    if name_is_ours {
+        return clear(agent, folder, spec);
+    }
+    // Refused before anything but the folder was made.
+    Ok(folder.remove()?)
+}
+
+/// Takes away all that a container holds. Afterwards it is `Exited`, or gone when it is to be removed or its
+/// command never ran. The caller holds the container's lock and knows that its command doesn't run or may be killed.
+pub(super) fn clear(agent: &Arc<Agent>, folder: &Folder, spec: &mut Spec) -> anyhow::Result<()> {
+    if spec.phase != Phase::Exited {
+        spec.phase = Phase::Ending;
+        folder
+            .write_spec(spec)
+            .with_context(|| format!("can't write to {}", folder.path().display()))?;
+        release(agent, spec)?;
+    }
+    let exit = folder.exit()?;
+    let started = match &exit {
+        Some(exit) => exit.started,
+        None => folder
+            .running()?
+            .is_some_and(|running| running.command.is_some()),
+    };
+    if spec.remove || !started {
+        tell(agent, control::Request::ReleaseName(spec.name.clone()));
+        folder
+            .remove()
+            .with_context(|| format!("can't remove {}", folder.path().display()))?;
+        tracing::info!("container {} is gone", spec.name);
+        return Ok(());
+    }
+    if exit.is_none() {
+        folder.write_exit(&Exit {
+            code: KILLED,
+            started,
+            finished: folder::now(),
+        })?;
+    }
+    if spec.phase != Phase::Exited {
+        spec.phase = Phase::Exited;
+        folder.write_spec(spec)?;
+        tracing::info!("container {} has ended", spec.name);
+    }
+    Ok(())
+}
+
+/// What a container holds on this host and its addresses in the cluster.
+fn release(agent: &Arc<Agent>, spec: &Spec) -> anyhow::Result<()> {
+    let mut problems = Vec::new();
+    let mut attempt = |what: &str, done: anyhow::Result<()>| {
+        if let Err(error) = done {
+            problems.push(format!("{what}: {error:#}"));
+        }
+    };
+    attempt("processes", kill_inside(spec));
+    // Without a membership there is nothing to detach from: `leave` took it away.
+    if let Ok(member) = agent.member() {
+        let records: Vec<EndpointRecord> = agent.state.read(|state| {
+            state
+                .endpoints
+                .iter()
+                .filter(|endpoint| endpoint.container == spec.name)
+                .cloned()
+                .collect()
+        });
+        for record in &records {
+            attempt(&record.ifname, release_endpoint(agent, &member, record));
+        }
+        attempt("gateway bridge", release_gateway(agent, &member, spec));
+    } else {
+        attempt("gateway bridge", delete_link(agent, spec));
+    }
+    attempt("network namespace", delete_netns(spec));
+    held(&agent.containers.served).remove(&spec.name);
+    if !problems.is_empty() {
+        bail!(
+            "can't clear container {} away yet: {}",
+            spec.name,
+            problems.join("; ")
+        );
+    }
+    Ok(())
+}
+
+/// Takes one endpoint down: locally first, so that the address is nobody's before it may be another's.
+pub(super) fn release_endpoint(
+    agent: &Agent,
+    member: &Member,
+    record: &EndpointRecord,
+) -> anyhow::Result<()> {
+    member.datapath.detach(PortId(record.port))?;
+    tell(
+        agent,
+        control::Request::Free {
+            vni: record.vni,
+            epoch: record.epoch,
+        },
+    );
+    agent.state.update(|state| {
+        state
+            .endpoints
+            .retain(|endpoint| (endpoint.vni, endpoint.epoch) != (record.vni, record.epoch));
+    })?;
+    member.leave_idle_network(agent, record.vni)
+}
+
+fn release_gateway(agent: &Agent, member: &Member, spec: &Spec) -> anyhow::Result<()> {
+    member.gateway().detach(&host_interface(spec))?;
+    agent.state.update(|state| {
+        state
+            .attachments
+            .retain(|attachment| attachment.container != spec.name)
+    })
+}
+
+fn delete_link(agent: &Agent, spec: &Spec) -> anyhow::Result<()> {
+    Netlink::open(&agent.netns)?.delete_link(&host_interface(spec))?;
+    Ok(())
+}
+
+/// Kills every process in the container's namespace.
+fn kill_inside(spec: &Spec) -> anyhow::Result<()> {
+    if !is_ours(spec) {
+        return Ok(());
+    }
+    if !kill_all(
+        Victims {
+            netns: spec.netns,
+            descendants_of: None,
+        },
+        KILL_LIMIT,
+    )? {
+        bail!("some processes in it don't end");
+    }
+    Ok(())
+}
+
+fn delete_netns(spec: &Spec) -> anyhow::Result<()> {
+    // Made and not yet recorded when the agent was killed: the name was checked to be free before.
+    let unrecorded = spec.netns.is_none();
+    if is_ours(spec) || unrecorded {
+        Netns::delete(&spec.name)?;
+    }
+    Ok(())
+}
+
+/// Whether the namespace of the container's name is the one that was made for it: inodes alone are given again.
+fn is_ours(spec: &Spec) -> bool {
+    Netns::open(&spec.name).is_ok_and(|netns| Some(netns.id()) == spec.netns)
+}
+
+/// Tells the manager, now or once it can be reached.
+pub(super) fn tell(agent: &Agent, request: control::Request) {
+    let told = agent
+        .member()
+        .and_then(|member| Ok(member.control.request(request.clone())));
+    match told {
+        Ok(Err(
+            error @ (control::RequestError::NotConnected { .. }
+            | control::RequestError::Timeout { .. }),
+        )) => {
+            tracing::warn!("the manager is told later: {error}");
+            held(&agent.containers.unsent).push(request);
+        }
+        // It knows nothing of it any more.
+        Ok(Err(error)) => tracing::debug!("{request:?}: {error}"),
+        // Without a membership the manager has forgotten this host.
+        Ok(Ok(_)) | Err(_) => {}
+    }
+}

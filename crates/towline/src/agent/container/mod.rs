@@ -1,0 +1,177 @@
+//! Containers' life on this host: what the agent makes before a command starts
+//! and takes away after it has ended.
+//!
+//! ```text
+//! run ─▶ prepare: name, addresses, namespace, ports, gateway ─▶ Ready ─▶ shim and command
+//!                                                                          │ pidfd, or found at a start
+//!                                        Exited, or gone ◀── clear ◀───────┘
+//! ```
+//!
+//! The agent is nobody's parent here. Each step is on disk before the next one
+//! starts, so that an agent that was killed at any point finds what to clear
+//! away. Does NOT start commands: that is the shim's.
+
+mod clear;
+mod list;
+mod name;
+mod prepare;
+mod reconcile;
+mod watch;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, bail};
+
+use super::Agent;
+use crate::api::container::{Request, Response};
+use crate::shim::folder::{Folder, Phase, Spec};
+
+pub(crate) use clear::remove_all;
+pub(crate) use list::names;
+pub(crate) use reconcile::{lost, owned, reconcile, start};
+
+/// What the agent holds in memory about containers. All else is in their folders and the state file.
+#[derive(Debug)]
+pub(crate) struct Containers {
+    dir: PathBuf,
+    watcher: watch::Watcher,
+    /// One at a time changes a container.
+    locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    /// Containers whose interfaces this process serves.
+    served: Mutex<HashSet<String>>,
+    /// What the manager could not be told yet.
+    unsent: Mutex<Vec<control::Request>>,
+}
+
+impl Containers {
+    /// The containers whose folders are below `dir`.
+    ///
+    /// # Errors
+    /// When the folder can't be made.
+    pub(crate) fn new(dir: PathBuf) -> anyhow::Result<Self> {
+        super::state::make_dir(&dir)?;
+        Ok(Self {
+            dir,
+            watcher: watch::Watcher::new().context("can't watch processes")?,
+            locks: Mutex::default(),
+            served: Mutex::default(),
+            unsent: Mutex::default(),
+        })
+    }
+
+    /// The folder of the container `name`, whether it exists or not.
+    fn folder(&self, name: &str) -> anyhow::Result<Folder> {
+        name::check(name)?;
+        Ok(Folder::at(self.dir.join(name)))
+    }
+
+    /// What serialises changes of the container `name`.
+    fn lock(&self, name: &str) -> Arc<Mutex<()>> {
+        let mut locks = held(&self.locks);
+        // Nobody can take one up meanwhile: that needs the map.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(name.to_owned()).or_default())
+    }
+
+    /// All containers. A folder that can't be read is left alone and reported.
+    fn all(&self) -> anyhow::Result<Vec<(Folder, Spec)>> {
+        let mut found = Vec::new();
+        for name in self.folders()? {
+            let folder = self.folder(&name)?;
+            match folder.spec() {
+                Ok(Some(spec)) => found.push((folder, spec)),
+                Ok(None) => {}
+                Err(error) => tracing::warn!("container {name} is left alone: {error}"),
+            }
+        }
+        found.sort_by(|(_, one), (_, other)| {
+            (other.created, &other.name).cmp(&(one.created, &one.name))
+        });
+        Ok(found)
+    }
+
+    /// Names of folders that may be containers'.
+    fn folders(&self) -> anyhow::Result<Vec<String>> {
+        let unreadable = || format!("can't read the folder {}", self.dir.display());
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).with_context(unreadable)? {
+            if let Ok(name) = entry.with_context(unreadable)?.file_name().into_string()
+                && control::is_valid_name(&name)
+            {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The container of this name, or the only one whose id begins so.
+    fn find(&self, name: &str) -> anyhow::Result<(Folder, Spec)> {
+        let mut by_id = Vec::new();
+        for (folder, spec) in self.all()? {
+            if spec.name == name {
+                return Ok((folder, spec));
+            }
+            if !name.is_empty() && spec.id.starts_with(name) {
+                by_id.push((folder, spec));
+            }
+        }
+        match by_id.len() {
+            1 => Ok(by_id.swap_remove(0)),
+            0 => bail!(
+                "no container {} on this host: 'towline ps -a' lists them",
+                control::quote(name)
+            ),
+            count => {
+                bail!("{count} containers have an id that begins with {name}: give more of it")
+            }
+        }
+    }
+}
+
+/// Answers a client or a shim.
+///
+/// # Errors
+/// One line for the person who asked.
+pub(crate) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Response> {
+    Ok(match request {
+        Request::Prepare(request) => Response::Prepared(prepare::prepare(agent, request)?),
+        Request::Started { name } => {
+            reconcile::look(agent, &name)?;
+            Response::Done
+        }
+        Request::Ended { name } => {
+            clear::ended(agent, &name)?;
+            Response::Done
+        }
+        Request::Abort { name } => {
+            clear::aborted(agent, &name)?;
+            Response::Done
+        }
+        Request::Locate { name } => Response::Located(list::locate(agent, &name)?),
+        Request::List { all } => Response::List(list::list(agent, all)?),
+        Request::Remove { name, force } => match clear::remove(agent, &name, force)? {
+            Some(name) => Response::Removed(name),
+            None => Response::Done,
+        },
+    })
+}
+
+/// The host's end of a container's place on the gateway bridge: at most 15 characters (IFNAMSIZ - 1).
+fn host_interface(spec: &Spec) -> String {
+    format!("tl{}", spec.id)
+}
+
+/// Whether its shim lives. One that can't be looked at counts as living.
+fn is_running(folder: &Folder, spec: &Spec) -> bool {
+    spec.phase == Phase::Ready
+        && folder.running().map_or(true, |running| {
+            running.is_some_and(|running| running.shim.is_running())
+        })
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each use changes one entry at a time, so a panic elsewhere leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

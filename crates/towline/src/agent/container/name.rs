@@ -1,0 +1,77 @@
+//! Containers' names: which are allowed, and random ones; and their ids.
+
+use std::io::{self, Read};
+
+use anyhow::bail;
+
+const ADJECTIVES: [&str; 32] = [
+    "amber", "brisk", "calm", "clear", "coastal", "deep", "distant", "eager", "early", "fair",
+    "fleet", "gentle", "grey", "hardy", "high", "keen", "late", "lively", "long", "low", "mellow",
+    "northern", "open", "quiet", "ready", "salty", "silver", "southern", "steady", "sunny",
+    "swift", "tidal",
+];
+const NOUNS: [&str; 32] = [
+    "anchor", "barge", "bay", "beacon", "bow", "buoy", "canal", "channel", "current", "deck",
+    "dock", "ferry", "fjord", "gull", "harbour", "heron", "keel", "lagoon", "lock", "mast", "pier",
+    "quay", "reef", "rope", "rudder", "sail", "shore", "sound", "strait", "tide", "tug", "wharf",
+];
+
+/// Refuses a name that can't be a container's.
+pub(super) fn check(name: &str) -> anyhow::Result<()> {
+    if !control::is_valid_name(name) {
+        bail!(
+            "{} can't be a container's name: use [a-z0-9][a-z0-9_.-]{{0,62}}, \
+             that is 1 to 63 lower-case letters, digits, '_', '.' or '-'",
+            control::quote(name)
+        );
+    }
+    Ok(())
+}
+
+/// A name nobody had to think of.
+pub(super) fn random() -> io::Result<String> {
+    let [adjective, noun, number] = random_bytes::<3>()?;
+    let pick = |words: &[&'static str; 32], byte: u8| words[usize::from(byte) % words.len()];
+    Ok(format!(
+        "{}_{}{}",
+        pick(&ADJECTIVES, adjective),
+        pick(&NOUNS, noun),
+        number % 100
+    ))
+}
+
+/// A container's id: 12 hexadecimal digits.
+pub(super) fn random_id() -> io::Result<String> {
+    Ok(random_bytes::<6>()?
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_names_are_allowed_and_ids_make_interface_names() {
+        for _ in 0..100 {
+            let name = random().expect("random bytes");
+            assert!(check(&name).is_ok(), "{name}");
+            assert_eq!(random_id().expect("random bytes").len(), 12);
+        }
+    }
+
+    #[test]
+    fn other_names_are_refused_on_one_line() {
+        for name in ["", "..", "a/b", "a b", "A", "-a", "a\nb", &"x".repeat(300)] {
+            let error = check(name).expect_err(name).to_string();
+            assert!(!error.contains('\n') && error.len() < 300, "{error}");
+        }
+    }
+}

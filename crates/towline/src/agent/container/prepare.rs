@@ -1,0 +1,426 @@
+//! Makes all that a container's command will find: name, addresses, namespace, interfaces.
+//!
+//! What is about to exist is written down first. A step that fails takes back all before it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bridge::Attachment;
+use control::{EndpointState, Network, NetworkDetails};
+use ipnet::IpNet;
+use netns::{Netlink, Netns, Route, sysctl};
+use vtep::datapath::PortSpec;
+use vtep::fdb::PortId;
+
+use super::{Agent, clear, held, host_interface, name};
+use crate::agent::Member;
+use crate::agent::state::{AttachmentRecord, EndpointRecord};
+use crate::api::container::{Prepare, Prepared};
+use crate::shim::folder::{self, Folder, Phase, Spec};
+use crate::shim::process::ProcessId;
+
+/// How often a random name is made before one is free.
+const NAME_ATTEMPTS: usize = 16;
+/// How long the manager's table of a network may take before a container starts without it.
+const TABLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Makes a container that waits for its command.
+pub(super) fn prepare(agent: &Arc<Agent>, request: Prepare) -> anyhow::Result<Prepared> {
+    // `leave` can't come between.
+    let _changing = agent.changing();
+    let member = agent.member()?;
+    check(&request)?;
+    let client = ProcessId::of(request.client).context("the client has gone away")?;
+    let id = name::random_id().context("can't make an id")?;
+    let (name, given) = match &request.name {
+        Some(name) => (name.clone(), true),
+        None => (String::new(), false),
+    };
+    let attempts = if given { 1 } else { NAME_ATTEMPTS };
+    let mut refused = None;
+    for _ in 0..attempts {
+        let name = if given {
+            name.clone()
+        } else {
+            name::random().context("can't make a name")?
+        };
+        let spec = Spec {
+            id: id.clone(),
+            name,
+            command: request.command.clone(),
+            remove: request.remove,
+            created: folder::now(),
+            phase: Phase::Preparing,
+            client: Some(client.clone()),
+            netns: None,
+        };
+        match prepare_named(agent, &member, spec, &request) {
+            Ok(prepared) => return Ok(prepared),
+            Err(Refusal::Name(error)) => refused = Some(error),
+            Err(Refusal::Other(error)) => return Err(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| anyhow::anyhow!("no random name is free: give one with --name")))
+}
+
+/// Why a container was not made.
+enum Refusal {
+    /// Its name is taken; another may be free.
+    Name(anyhow::Error),
+    /// All else.
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// What is wrong with the request itself.
+fn check(request: &Prepare) -> anyhow::Result<()> {
+    if let Some(name) = &request.name {
+        name::check(name)?;
+    }
+    if request.networks.is_empty() && (!request.ips.is_empty() || request.mac.is_some()) {
+        bail!("an address was given without a network: add --network");
+    }
+    for (index, network) in request.networks.iter().enumerate() {
+        if request
+            .networks
+            .iter()
+            .take(index)
+            .any(|before| before == network)
+        {
+            bail!(
+                "the network {} was given twice: give it once",
+                control::quote(network)
+            );
+        }
+    }
+    Ok(())
+}
+
+fn prepare_named(
+    agent: &Arc<Agent>,
+    member: &Member,
+    mut spec: Spec,
+    request: &Prepare,
+) -> Result<Prepared, Refusal> {
+    let lock = agent.containers.lock(&spec.name);
+    let _held = held(&lock);
+    let folder = agent.containers.folder(&spec.name)?;
+    check_free(&folder, &spec.name).map_err(Refusal::Name)?;
+    let unwritable = || format!("can't write to {}", folder.path().display());
+    folder
+        .create()
+        .and_then(|()| folder.write_spec(&spec))
+        .with_context(unwritable)?;
+    let made = claim(member, &spec.name)
+        .and_then(|()| make(agent, member, &folder, &mut spec, request).map_err(Refusal::Other));
+    match made {
+        Ok(warnings) => {
+            held(&agent.containers.served).insert(spec.name.clone());
+            let folder = folder.path().to_owned();
+            Ok(Prepared {
+                id: spec.id,
+                name: spec.name,
+                folder,
+                warnings,
+            })
+        }
+        Err(refusal) => {
+            let released = !matches!(refusal, Refusal::Name(_));
+            if let Err(error) = clear::undo(agent, &folder, &mut spec, released) {
+                tracing::warn!("container {} could not be undone yet: {error:#}", spec.name);
+            }
+            Err(refusal)
+        }
+    }
+}
+
+/// Refuses a name that this host or somebody else on it uses.
+fn check_free(folder: &Folder, name: &str) -> anyhow::Result<()> {
+    if let Some(spec) = folder
+        .spec()
+        .with_context(|| format!("can't read {}", folder.path().display()))?
+    {
+        bail!(
+            "the name {name} is in use by container {}: 'towline rm -f {name}' removes it, or give another --name",
+            spec.id
+        );
+    }
+    if Netns::exists(name) {
+        bail!(
+            "a network namespace {name} exists and is no container's: \
+             give another --name, or delete it with 'ip netns del {name}'"
+        );
+    }
+    Ok(())
+}
+
+fn claim(member: &Member, name: &str) -> Result<(), Refusal> {
+    match member
+        .control
+        .request(control::Request::ClaimName(name.to_owned()))
+    {
+        Ok(_) => Ok(()),
+        Err(error @ control::RequestError::Refused(_)) => Err(Refusal::Name(error.into())),
+        // It may have been claimed all the same.
+        Err(error) => Err(Refusal::Other(error.into())),
+    }
+}
+
+/// All that comes after the name. Returns what the operator should know.
+fn make(
+    agent: &Arc<Agent>,
+    member: &Member,
+    folder: &Folder,
+    spec: &mut Spec,
+    request: &Prepare,
+) -> anyhow::Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    // The tables fill while the rest is made.
+    let networks: Vec<Network> = request
+        .networks
+        .iter()
+        .map(|name| find_network(agent, member, name))
+        .collect::<anyhow::Result<_>>()?;
+    let mut records = Vec::new();
+    for (index, network) in networks.iter().enumerate() {
+        let first = index == 0;
+        let ips = if first {
+            request.ips.clone()
+        } else {
+            Vec::new()
+        };
+        let mac = if first { request.mac } else { None };
+        records.push(allocate(agent, member, spec, network, index, ips, mac)?);
+    }
+
+    let netns = Netns::create(&spec.name)?;
+    spec.netns = Some(netns.id());
+    folder.write_spec(spec)?;
+    // Nobody on an overlay network may hand out routes by router advertisement.
+    for of in ["all", "default"] {
+        set_ipv6(&netns, &format!("net/ipv6/conf/{of}/accept_ra"), "0")?;
+    }
+    for (record, network) in records.iter().zip(&networks) {
+        attach(member, &netns, record, network).with_context(|| {
+            format!("can't attach {} to the network {}", spec.name, network.name)
+        })?;
+    }
+    attach_gateway(agent, member, &netns, spec, networks.len())
+        .with_context(|| format!("can't attach {} to the gateway bridge", spec.name))?;
+
+    for network in &networks {
+        if !wait_for_table(member, network) {
+            warnings.push(format!(
+                "the manager has not sent the table of the network {} yet: \
+                 its other containers can be reached once it has",
+                network.name
+            ));
+        }
+    }
+    spec.phase = Phase::Ready;
+    folder.write_spec(spec)?;
+    // Last: from here on other hosts send frames.
+    for record in &records {
+        member
+            .control
+            .publish(record.vni, record.epoch, EndpointState::Up);
+    }
+    super::reconcile::watch_client(agent, spec);
+    Ok(warnings)
+}
+
+/// The network of this name or id, followed from now on.
+fn find_network(agent: &Agent, member: &Member, name: &str) -> anyhow::Result<Network> {
+    let request = control::Request::Network(name.to_owned());
+    let control::Response::Details(NetworkDetails { network, .. }) =
+        member.control.request(request)?
+    else {
+        bail!("the manager answered something else than was asked: is it of another version?");
+    };
+    member.enter_network(agent, &network)?;
+    Ok(network)
+}
+
+/// Gets addresses from the manager and writes them down.
+fn allocate(
+    agent: &Agent,
+    member: &Member,
+    spec: &Spec,
+    network: &Network,
+    index: usize,
+    ips: Vec<IpAddr>,
+    mac: Option<vtep::MacAddr>,
+) -> anyhow::Result<EndpointRecord> {
+    let request = control::Request::Allocate {
+        network: network.name.clone(),
+        container: spec.name.clone(),
+        ips,
+        mac,
+    };
+    let control::Response::Endpoint(endpoint) = member.control.request(request)? else {
+        bail!("the manager answered something else than was asked: is it of another version?");
+    };
+    agent.state.update(|state| {
+        let port = state.next_port;
+        state.next_port = port.wrapping_add(1);
+        let record = EndpointRecord {
+            container: spec.name.clone(),
+            port,
+            vni: endpoint.vni,
+            mac: endpoint.mac,
+            ips: endpoint.ips.clone(),
+            epoch: endpoint.epoch,
+            ifname: format!("eth{index}"),
+            mtu: network.mtu,
+            backend: agent.config.backend,
+        };
+        state.endpoints.push(record.clone());
+        record
+    })
+}
+
+/// Makes the interface of one endpoint, with its addresses and routes.
+fn attach(
+    member: &Member,
+    netns: &Netns,
+    record: &EndpointRecord,
+    network: &Network,
+) -> anyhow::Result<()> {
+    member.datapath.attach(&port_spec(netns, record))?;
+    let netlink = Netlink::open(netns)?;
+    for ip in &record.ips {
+        netlink.add_address(&record.ifname, with_prefix(*ip, network))?;
+    }
+    netlink.set_up(&record.ifname)?;
+    // An address brings the route of its own subnet along; the network's other subnets are on the link too.
+    for subnet in &network.subnets {
+        if !record.ips.iter().any(|ip| subnet.net.contains(ip)) {
+            let dev = Some(record.ifname.clone());
+            netlink.add_route(&Route {
+                dst: subnet.net.trunc(),
+                via: None,
+                dev,
+                metric: None,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// What the datapath must know of an endpoint.
+pub(super) fn port_spec(netns: &Netns, record: &EndpointRecord) -> PortSpec {
+    PortSpec {
+        id: PortId(record.port),
+        vni: record.vni,
+        netns: netns.clone(),
+        ifname: record.ifname.clone(),
+        mac: record.mac,
+        ips: record.ips.clone(),
+        mtu: record.mtu,
+        backend: record.backend,
+    }
+}
+
+/// The address with its subnet's length; alone when it is in none.
+fn with_prefix(ip: IpAddr, network: &Network) -> IpNet {
+    let subnet = network
+        .subnets
+        .iter()
+        .find(|subnet| subnet.net.contains(&ip));
+    subnet
+        .and_then(|subnet| IpNet::new(ip, subnet.net.prefix_len()).ok())
+        .unwrap_or_else(|| IpNet::from(ip))
+}
+
+fn attach_gateway(
+    agent: &Agent,
+    member: &Member,
+    netns: &Netns,
+    spec: &Spec,
+    index: usize,
+) -> anyhow::Result<()> {
+    let (ifname, host_ifname) = (format!("eth{index}"), host_interface(spec));
+    let attached = member.gateway().attach(&Attachment {
+        container: netns.clone(),
+        ifname: ifname.clone(),
+        host_ifname: host_ifname.clone(),
+        addresses: None,
+    })?;
+    agent.state.update(|state| {
+        state.attachments.push(AttachmentRecord {
+            container: spec.name.clone(),
+            ifname,
+            host_ifname: host_ifname.clone(),
+            addresses: (attached.ipv4, attached.ipv6),
+        });
+    })?;
+    Netlink::open(&agent.netns)?
+        .set_alias(&host_ifname, &format!("towline container {}", spec.name))?;
+    Ok(())
+}
+
+/// Sets an IPv6 sysctl; a kernel without IPv6 has none.
+fn set_ipv6(netns: &Netns, key: &str, value: &str) -> anyhow::Result<()> {
+    if sysctl::get(netns, key).is_ok() {
+        sysctl::set(netns, key, value)?;
+    }
+    Ok(())
+}
+
+/// Waits until the manager's table of `network` has come.
+fn wait_for_table(member: &Member, network: &Network) -> bool {
+    let deadline = Instant::now() + TABLE_LIMIT;
+    loop {
+        let status = member.control.status();
+        if status
+            .subscriptions
+            .iter()
+            .any(|known| known.vni == network.vni && known.age_ms.is_some())
+        {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Prepare {
+        Prepare {
+            name: Some("c1".into()),
+            networks: vec!["a".into(), "b".into()],
+            ips: vec!["10.0.9.7".parse().expect("an address")],
+            mac: None,
+            remove: false,
+            command: vec!["true".into()],
+            client: 1,
+        }
+    }
+
+    #[test]
+    fn requests_that_contradict_themselves_are_refused() {
+        assert!(check(&request()).is_ok());
+        for (change, word) in [
+            ((|r| r.networks.clear()) as fn(&mut Prepare), "--network"),
+            (|r| r.networks.push("a".into()), "twice"),
+            (|r| r.name = Some("../c1".into()), "name"),
+        ] {
+            let mut wrong = request();
+            change(&mut wrong);
+            let error = check(&wrong).expect_err("contradiction").to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Finds out what became of containers: at a start of the agent, when a process has ended, and now and then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use control::{EndpointState, Epoch, Owned};
+use netns::Netns;
+use vtep::Vni;
+
+use super::prepare::port_spec;
+use super::{Agent, clear, held};
+use crate::agent::state::{AttachmentRecord, EndpointRecord};
+use crate::shim::folder::{Folder, Phase, Spec};
+
+/// Takes up containers that run, clears away those that ended, and from now on learns of their ends.
+pub(crate) fn start(agent: &Arc<Agent>) {
+    reconcile(agent);
+    let watching = Arc::clone(agent);
+    let spawned = std::thread::Builder::new()
+        .name("containers".into())
+        .spawn(move || {
+            loop {
+                match watching.containers.watcher.ended() {
+                    Ok(names) => names
+                        .iter()
+                        .for_each(|name| report(name, look(&watching, name))),
+                    Err(error) => {
+                        tracing::warn!("can't wait for processes: {error}");
+                        // `reconcile` finds their ends too.
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                }
+            }
+        });
+    if let Err(error) = spawned {
+        tracing::warn!("can't start a thread, ends of containers are noticed late: {error}");
+    }
+}
+
+/// Looks at every container. Cheap when nothing has changed.
+pub(crate) fn reconcile(agent: &Arc<Agent>) {
+    match agent.containers.folders() {
+        Ok(names) => names
+            .iter()
+            .for_each(|name| report(name, look(agent, name))),
+        Err(error) => tracing::warn!("{error:#}"),
+    }
+    let unsent = std::mem::take(&mut *held(&agent.containers.unsent));
+    for request in unsent {
+        clear::tell(agent, request);
+    }
+}
+
+fn report(name: &str, looked: anyhow::Result<()>) {
+    if let Err(error) = looked {
+        tracing::warn!("container {name}: {error:#}");
+    }
+}
+
+/// Looks at one container and does what has to be done.
+pub(super) fn look(agent: &Arc<Agent>, name: &str) -> anyhow::Result<()> {
+    let folder = agent.containers.folder(name)?;
+    let lock = agent.containers.lock(name);
+    let _held = held(&lock);
+    let Some(mut spec) = folder.spec()? else {
+        // Killed before the first file was written. Whoever makes one now holds the lock.
+        return Ok(folder.remove()?);
+    };
+    match spec.phase {
+        Phase::Exited => Ok(()),
+        // The agent that prepared it was killed: nobody prepares without the lock.
+        Phase::Preparing | Phase::Ending => clear::clear(agent, &folder, &mut spec),
+        Phase::Ready => look_at_ready(agent, &folder, &mut spec),
+    }
+}
+
+fn look_at_ready(agent: &Arc<Agent>, folder: &Folder, spec: &mut Spec) -> anyhow::Result<()> {
+    let running = folder.running()?;
+    if let Some(shim) = running.as_ref().map(|running| &running.shim) {
+        if let Some(pidfd) = shim.open()? {
+            agent
+                .containers
+                .watcher
+                .watch(&spec.name, shim.pid, pidfd)?;
+            return serve(agent, spec);
+        }
+    } else if watch_client(agent, spec) {
+        // It is about to start the shim.
+        return serve(agent, spec);
+    }
+    // Taken for as long as this lasts: a shim that comes late finds it taken and gives up. One that has
+    // just taken it is seen at the next look.
+    match folder.lock()? {
+        Some(_nobody_starts) => clear::clear(agent, folder, spec),
+        None => Ok(()),
+    }
+}
+
+/// Learns of the client's end; false when it has ended already.
+pub(super) fn watch_client(agent: &Agent, spec: &Spec) -> bool {
+    let Some(client) = &spec.client else {
+        return false;
+    };
+    match client.open() {
+        Ok(Some(pidfd)) => agent
+            .containers
+            .watcher
+            .watch(&spec.name, client.pid, pidfd)
+            .is_ok(),
+        _ => false,
+    }
+}
+
+/// Takes up the interfaces of a container that an earlier agent attached.
+fn serve(agent: &Agent, spec: &Spec) -> anyhow::Result<()> {
+    if held(&agent.containers.served).contains(&spec.name) {
+        return Ok(());
+    }
+    let member = agent.member()?;
+    let netns = Netns::open(&spec.name)?;
+    let records: Vec<EndpointRecord> = agent.state.read(|state| {
+        state
+            .endpoints
+            .iter()
+            .filter(|record| record.container == spec.name)
+            .cloned()
+            .collect()
+    });
+    for record in &records {
+        member
+            .datapath
+            .adopt(&port_spec(&netns, record))
+            .with_context(|| format!("can't take up the interface {}", record.ifname))?;
+        member
+            .control
+            .publish(record.vni, record.epoch, EndpointState::Up);
+    }
+    let attachments: Vec<AttachmentRecord> = agent.state.read(|state| {
+        state
+            .attachments
+            .iter()
+            .filter(|record| record.container == spec.name)
+            .cloned()
+            .collect()
+    });
+    for record in attachments {
+        member
+            .gateway()
+            .adopt(&record.host_ifname, record.addresses)
+            .context("can't take up its place on the gateway bridge")?;
+    }
+    held(&agent.containers.served).insert(spec.name.clone());
+    tracing::info!("took up container {} again", spec.name);
+    Ok(())
+}
+
+/// Frees what the manager counts as this host's and no container has: an agent was killed between the manager's
+/// answer and its own record. Returns at once.
+pub(crate) fn owned(agent: &Arc<Agent>, owned: &Owned) {
+    let (agent, owned) = (Arc::clone(agent), owned.clone());
+    in_background("owned", move || {
+        // What is being made just now is recorded when this can be taken.
+        let _changing = agent.changing();
+        for endpoint in owned.endpoints {
+            let (vni, epoch) = (endpoint.vni, endpoint.epoch);
+            let known = agent.state.read(|state| {
+                state
+                    .endpoints
+                    .iter()
+                    .any(|r| (r.vni, r.epoch) == (vni, epoch))
+            });
+            if !known {
+                clear::tell(&agent, control::Request::Free { vni, epoch });
+            }
+        }
+        for name in owned.names {
+            // One that can't be read is somebody's.
+            let unknown = agent
+                .containers
+                .folder(&name)
+                .is_ok_and(|folder| matches!(folder.spec(), Ok(None)));
+            if unknown {
+                clear::tell(&agent, control::Request::ReleaseName(name));
+            }
+        }
+    });
+}
+
+/// An address was given to another host while this one was counted as lost: its interface goes. Returns at once.
+pub(crate) fn lost(agent: &Arc<Agent>, vni: Vni, epoch: Epoch) {
+    let agent = Arc::clone(agent);
+    in_background("lost", move || {
+        let record = agent.state.read(|state| {
+            state
+                .endpoints
+                .iter()
+                .find(|record| (record.vni, record.epoch) == (vni, epoch))
+                .cloned()
+        });
+        let (Some(record), Ok(member)) = (record, agent.member()) else {
+            return;
+        };
+        let lock = agent.containers.lock(&record.container);
+        let _held = held(&lock);
+        tracing::warn!(
+            "container {}: {} is taken down, its addresses are another's now",
+            record.container,
+            record.ifname
+        );
+        report(
+            &record.container,
+            clear::release_endpoint(&agent, &member, &record),
+        );
+    });
+}
+
+/// The callers carry news that must not wait for the manager's answers.
+fn in_background(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name(name.into()).spawn(work) {
+        tracing::warn!("can't start a thread: {error}");
+    }
+}

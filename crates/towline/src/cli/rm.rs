@@ -1,0 +1,42 @@
+//! `towline rm`: removes containers.
+
+use std::process::ExitCode;
+
+use super::{Context, output, unexpected};
+use crate::api::container::{Request, Response};
+use crate::api::{self};
+use crate::client::ClientError;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: towline rm -f c1")]
+pub(crate) struct Args {
+    /// Names, or beginnings of ids
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+    /// Kill it when it runs; one that does not exist is no error
+    #[arg(short, long)]
+    force: bool,
+}
+
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let mut client = context.client()?;
+    let mut code = ExitCode::SUCCESS;
+    // One that can't be removed doesn't spare the others, as in Docker.
+    for name in args.containers {
+        let request = Request::Remove {
+            name,
+            force: args.force,
+        };
+        match client.request(&api::Request::Container(request)) {
+            Ok(api::Response::Container(Response::Removed(name))) => output::line(&name)?,
+            Ok(api::Response::Container(Response::Done)) => {}
+            Ok(_) => return Err(unexpected()),
+            Err(ClientError::Refused(message)) => {
+                eprintln!("towline: {message}");
+                code = ExitCode::FAILURE;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(code)
+}

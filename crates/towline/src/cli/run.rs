@@ -1,0 +1,285 @@
+//! `towline run`: starts a command in a container.
+//!
+//! The agent prepares all that the command will find, this process starts the
+//! shim, and the shim the command. In the foreground this process only passes
+//! signals on and waits for the exit code.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitCode, ExitStatus};
+
+use rustix::process::{Pid, Signal};
+use signal_hook::consts::SIGCHLD;
+use signal_hook::iterator::Signals;
+
+use super::refused::not_built;
+use super::{Context, failure, output, unexpected};
+use crate::api::container::{Prepare, Prepared, Request, Response};
+use crate::api::{self};
+use crate::shim::channel::{Channel, Outcome, Start};
+use crate::shim::{self, EXIT_SIGNAL, EXIT_TOWLINE, FORWARDED};
+
+/// A container is a process in network and mount namespaces of its own; it sees this host's files.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: towline run -d --network myoverlay --name c1 -- iperf3 -s\n\n\
+    In the foreground it has this terminal's input and output, signals are passed on to it, \
+    and its exit code is this command's."
+)]
+pub(crate) struct Args {
+    /// Go to the background and print the name; 'towline logs' shows the output
+    #[arg(short, long)]
+    detach: bool,
+    /// The container's name, unique in the cluster: [a-z0-9][a-z0-9_.-]{0,62}
+    /// [default: a random one]
+    #[arg(long)]
+    name: Option<String>,
+    /// A network to attach to, by name or id; once per network [default: only the gateway bridge]
+    #[arg(long, visible_alias = "net", value_name = "NETWORK")]
+    network: Vec<String>,
+    /// Remove the container when its command ends
+    #[arg(long)]
+    rm: bool,
+    /// The IPv4 address on the first network [default: the next free one]
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<std::net::Ipv4Addr>,
+    /// The IPv6 address on the first network [default: the next free one]
+    #[arg(long, value_name = "ADDRESS")]
+    ip6: Option<std::net::Ipv6Addr>,
+    /// The MAC address on the first network [default: made from the address]
+    #[arg(long, visible_alias = "mac", value_name = "MAC")]
+    mac_address: Option<vtep::MacAddr>,
+    /// As without it: in the foreground standard input is always connected
+    #[arg(short, long)]
+    interactive: bool,
+    #[command(flatten)]
+    refused: RefusedOptions,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    command: Vec<OsString>,
+}
+
+/// Docker's options that are not built yet, so that each is refused by name.
+#[derive(Debug, clap::Args)]
+struct RefusedOptions {
+    #[arg(short, long, hide = true)]
+    tty: bool,
+    #[arg(short, long, hide = true, value_name = "PORT")]
+    publish: Vec<String>,
+    #[arg(short = 'P', long, hide = true)]
+    publish_all: bool,
+    #[arg(short, long, hide = true)]
+    volume: Vec<String>,
+    #[arg(long, hide = true)]
+    mount: Vec<String>,
+    #[arg(long, visible_alias = "alias", hide = true)]
+    network_alias: Vec<String>,
+    #[arg(long, hide = true)]
+    link: Vec<String>,
+    #[arg(short, long, hide = true)]
+    env: Vec<String>,
+    #[arg(short, long, hide = true)]
+    workdir: Option<String>,
+    #[arg(short, long, hide = true)]
+    user: Option<String>,
+    #[arg(long, hide = true)]
+    hostname: Option<String>,
+    #[arg(long, hide = true)]
+    dns: Vec<String>,
+    #[arg(long, hide = true)]
+    restart: Option<String>,
+    #[arg(short, long, hide = true)]
+    label: Vec<String>,
+}
+
+impl RefusedOptions {
+    fn check(&self) -> anyhow::Result<()> {
+        let no_mounts = "a container sees this host's own files";
+        let by_address = "reach the container by its address";
+        let command = "put it into the command: 'env', 'sh -c'";
+        for (given, option, instead) in [
+            (
+                self.tty,
+                "--tty",
+                "leave -t out; 'towline exec' has the caller's terminal",
+            ),
+            (!self.publish.is_empty(), "--publish", by_address),
+            (self.publish_all, "--publish-all", by_address),
+            (!self.volume.is_empty(), "--volume", no_mounts),
+            (!self.mount.is_empty(), "--mount", no_mounts),
+            (
+                !self.network_alias.is_empty(),
+                "--network-alias",
+                by_address,
+            ),
+            (
+                !self.link.is_empty(),
+                "--link",
+                "put both containers on one network",
+            ),
+            (!self.env.is_empty(), "--env", command),
+            (self.workdir.is_some(), "--workdir", command),
+            (self.user.is_some(), "--user", command),
+            (self.hostname.is_some(), "--hostname", "leave it out"),
+            (!self.dns.is_empty(), "--dns", "leave it out"),
+            (self.restart.is_some(), "--restart", "leave it out"),
+            (!self.label.is_empty(), "--label", "leave it out"),
+        ] {
+            if given {
+                return Err(not_built(&format!("run {option}"), instead));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
+    args.refused.check()?;
+    let towline = |error: anyhow::Error| failure(EXIT_TOWLINE, format!("{error:#}"));
+    // Before anything is made: a signal that comes later is passed on, not obeyed.
+    let signals = Signals::new(FORWARDED.into_iter().chain([SIGCHLD]))
+        .map_err(|error| towline(error.into()))?;
+    let prepared = prepare(&args, context).map_err(towline)?;
+    output::warnings(&prepared.warnings);
+    match start(&args, context, &prepared, signals) {
+        Ok(code) => Ok(code),
+        Err(error) => {
+            // When the agent is gone too, it clears away at its next start.
+            let abort = Request::Abort {
+                name: prepared.name,
+            };
+            let _ = context
+                .client()
+                .and_then(|mut agent| agent.request(&api::Request::Container(abort)));
+            Err(error)
+        }
+    }
+}
+
+fn prepare(args: &Args, context: &Context) -> anyhow::Result<Prepared> {
+    let ips: Vec<IpAddr> = args
+        .ip
+        .map(IpAddr::from)
+        .into_iter()
+        .chain(args.ip6.map(IpAddr::from))
+        .collect();
+    let prepare = Prepare {
+        name: args.name.clone(),
+        networks: args.network.clone(),
+        ips,
+        mac: args.mac_address,
+        remove: args.rm,
+        command: args
+            .command
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
+        client: std::process::id(),
+    };
+    match context
+        .client()?
+        .request(&api::Request::Container(Request::Prepare(prepare)))?
+    {
+        api::Response::Container(Response::Prepared(prepared)) => Ok(prepared),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Starts the command; in the foreground to its end. An error means that it was not started.
+fn start(
+    args: &Args,
+    context: &Context,
+    prepared: &Prepared,
+    mut signals: Signals,
+) -> anyhow::Result<ExitCode> {
+    let failed = |error: std::io::Error| {
+        failure(
+            EXIT_TOWLINE,
+            format!("can't start the container's shim: {error}"),
+        )
+    };
+    let (channel, shims) = Channel::pair().map_err(failed)?;
+    let mut child = shim::start(
+        &prepared.folder,
+        context.socket(),
+        &args.command,
+        shims,
+        !args.detach,
+    )
+    .map_err(failed)?;
+    let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let own: [BorrowedFd<'_>; 3] = [input.as_fd(), output.as_fd(), error.as_fd()];
+    let fds = if args.detach { &[][..] } else { &own[..] };
+    channel
+        .send(
+            &Start {
+                foreground: !args.detach,
+            },
+            fds,
+        )
+        .map_err(failed)?;
+    match channel.receive::<Outcome>().map_err(failed)? {
+        Some((Outcome::Started, _)) => {}
+        Some((Outcome::Failed { code, message }, _)) => {
+            // Its end comes before the undoing: it holds the container until then.
+            let _ = child.wait();
+            return Err(failure(code, message));
+        }
+        None => {
+            let status = child.wait().map_err(failed)?;
+            return Err(failure(
+                EXIT_TOWLINE,
+                format!("the container's shim ended before its command ran: {status}"),
+            ));
+        }
+    }
+    if args.detach {
+        output::line(&prepared.name)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::from(wait(&mut child, &mut signals)))
+}
+
+/// Passes signals on until the shim ends; the exit code.
+fn wait(child: &mut Child, signals: &mut Signals) -> u8 {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    for signal in signals.forever() {
+        if signal == SIGCHLD {
+            match child.try_wait() {
+                Ok(Some(status)) => return code_of(status),
+                Ok(None) => {}
+                Err(_) => break,
+            }
+        } else if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal)) {
+            // Not yet waited for, so the id is the shim's even when it has ended.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+    EXIT_TOWLINE
+}
+
+fn code_of(status: ExitStatus) -> u8 {
+    let signal = status.signal().and_then(|number| u8::try_from(number).ok());
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.or(signal.map(|number| EXIT_SIGNAL.saturating_add(number)))
+        .unwrap_or(EXIT_TOWLINE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        assert_eq!(code_of(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(code_of(ExitStatus::from_raw(9)), 137);
+        assert_eq!(code_of(ExitStatus::from_raw(15)), 143);
+    }
+}
