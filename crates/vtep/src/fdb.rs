@@ -171,7 +171,10 @@ struct Member {
 
 impl Tables {
     fn new() -> Self {
-        Self { networks: Arc::default(), ports: Arc::default() }
+        Self {
+            networks: Arc::default(),
+            ports: Arc::default(),
+        }
     }
 
     /// The network with this identifier.
@@ -200,7 +203,11 @@ impl Tables {
 
     /// All forwarding entries of all networks, in no order.
     pub fn entries(&self) -> impl Iterator<Item = (Vni, MacAddr, Location)> + '_ {
-        self.networks().flat_map(|network| network.entries().map(|(mac, location)| (network.config.vni, mac, location)))
+        self.networks().flat_map(|network| {
+            network
+                .entries()
+                .map(|(mac, location)| (network.config.vni, mac, location))
+        })
     }
 }
 
@@ -256,17 +263,23 @@ impl Network {
 
     /// All forwarding entries, in no order.
     pub fn entries(&self) -> impl Iterator<Item = (MacAddr, Location)> + '_ {
-        self.fdb.iter().filter_map(|(mac, entry)| Some((mac, entry.location()?)))
+        self.fdb
+            .iter()
+            .filter_map(|(mac, entry)| Some((mac, entry.location()?)))
     }
 
     /// All neighbour entries, in no order; not the gateway's.
     pub fn neighbors(&self) -> impl Iterator<Item = (IpAddr, MacAddr)> + '_ {
-        self.neighbors.iter().filter_map(|(ip, entry)| Some((ip, entry.mac()?)))
+        self.neighbors
+            .iter()
+            .filter_map(|(ip, entry)| Some((ip, entry.mac()?)))
     }
 
     /// All members with whether they get flooded frames, in no order.
     pub fn members(&self) -> impl Iterator<Item = (SocketAddr, bool)> + '_ {
-        self.members.values().map(|member| (member.remote, member.flood))
+        self.members
+            .values()
+            .map(|member| (member.remote, member.flood))
     }
 
     /// Forwarding entries, in number.
@@ -308,22 +321,33 @@ impl Network {
     fn remove_port(&mut self, port: &Port) {
         self.ports.retain(|id| *id != port.id);
         // Another port may have taken over the MAC or an address meanwhile: only what is still this port's goes.
-        self.change_fdb(port.mac, |entry| entry.local = entry.local.filter(|id| *id != port.id));
+        self.change_fdb(port.mac, |entry| {
+            entry.local = entry.local.filter(|id| *id != port.id)
+        });
         for ip in &port.ips {
-            self.change_neighbor(*ip, |entry| entry.local = entry.local.filter(|(id, _)| *id != port.id));
+            self.change_neighbor(*ip, |entry| {
+                entry.local = entry.local.filter(|(id, _)| *id != port.id)
+            });
         }
     }
 
     fn derive_flood_remotes(&mut self) {
         self.flood_remotes.clear();
-        self.flood_remotes.extend(self.members.values().filter(|member| member.flood).map(|member| member.remote));
+        self.flood_remotes.extend(
+            self.members
+                .values()
+                .filter(|member| member.flood)
+                .map(|member| member.remote),
+        );
         self.flood_remotes.sort_unstable();
     }
 }
 
 impl FdbEntry {
     fn location(&self) -> Option<Location> {
-        self.local.map(Location::Local).or(self.remote.map(Location::Remote))
+        self.local
+            .map(Location::Local)
+            .or(self.remote.map(Location::Remote))
     }
 }
 
@@ -347,7 +371,10 @@ impl TableWriter {
     #[must_use]
     pub fn new() -> Self {
         let tables = Tables::new();
-        Self { shared: Arc::new(ArcSwap::from_pointee(tables.clone())), tables }
+        Self {
+            shared: Arc::new(ArcSwap::from_pointee(tables.clone())),
+            tables,
+        }
     }
 
     /// Where readers find what is published.
@@ -381,19 +408,33 @@ impl TableWriter {
                 Arc::make_mut(&mut self.tables.networks).remove(vni);
             }
             Change::SetFdb { vni, mac, remote } => {
-                self.change_network(*vni, |network| network.change_fdb(*mac, |entry| entry.remote = Some(*remote)));
+                self.change_network(*vni, |network| {
+                    network.change_fdb(*mac, |entry| entry.remote = Some(*remote))
+                });
             }
             Change::RemoveFdb { vni, mac } => {
-                self.change_network(*vni, |network| network.change_fdb(*mac, |entry| entry.remote = None));
+                self.change_network(*vni, |network| {
+                    network.change_fdb(*mac, |entry| entry.remote = None)
+                });
             }
             Change::SetNeighbor { vni, ip, mac } => {
-                self.change_network(*vni, |network| network.change_neighbor(*ip, |entry| entry.row = Some(*mac)));
+                self.change_network(*vni, |network| {
+                    network.change_neighbor(*ip, |entry| entry.row = Some(*mac))
+                });
             }
             Change::RemoveNeighbor { vni, ip } => {
-                self.change_network(*vni, |network| network.change_neighbor(*ip, |entry| entry.row = None));
+                self.change_network(*vni, |network| {
+                    network.change_neighbor(*ip, |entry| entry.row = None)
+                });
             }
             Change::SetMember { vni, remote, flood } => self.change_network(*vni, |network| {
-                network.members.insert(remote.ip(), Member { remote: *remote, flood: *flood });
+                network.members.insert(
+                    remote.ip(),
+                    Member {
+                        remote: *remote,
+                        flood: *flood,
+                    },
+                );
             }),
             Change::RemoveMember { vni, addr } => self.change_network(*vni, |network| {
                 network.members.remove(addr);
@@ -411,7 +452,12 @@ impl TableWriter {
         }
         let mut network = Network::new(config.clone());
         // Ports may have been attached before their network was known.
-        let mut ports: Vec<_> = self.tables.ports.values().filter(|port| port.vni == config.vni).collect();
+        let mut ports: Vec<_> = self
+            .tables
+            .ports
+            .values()
+            .filter(|port| port.vni == config.vni)
+            .collect();
         ports.sort_unstable_by_key(|port| port.id);
         for port in ports {
             network.add_port(port);

@@ -34,7 +34,12 @@ impl FrameBuf {
     #[must_use]
     pub fn new() -> Self {
         let bytes = vec![0; HEADROOM + MAX_FRAME + TAILROOM].into_boxed_slice();
-        Self { bytes, frame_len: 0, header_len: 0, offload: Offload::default() }
+        Self {
+            bytes,
+            frame_len: 0,
+            header_len: 0,
+            offload: Offload::default(),
+        }
     }
 
     /// The whole area a frame may take, for an edge to read into before it calls [`Self::set_frame`].
@@ -47,7 +52,10 @@ impl FrameBuf {
     /// # Panics
     /// When `len` is above [`MAX_FRAME`]: the caller has written past the buffer it was given.
     pub fn set_frame(&mut self, len: usize, offload: Offload) {
-        assert!(len <= MAX_FRAME, "a frame of {len} bytes cannot have been read into {MAX_FRAME}");
+        assert!(
+            len <= MAX_FRAME,
+            "a frame of {len} bytes cannot have been read into {MAX_FRAME}"
+        );
         self.frame_len = len;
         self.header_len = 0;
         self.offload = offload;
@@ -121,7 +129,10 @@ impl DatagramBuf {
     /// # Panics
     /// When `len` is above [`MAX_PAYLOAD`]: the caller has written past the buffer it was given.
     pub fn set_payload(&mut self, len: usize, from: SocketAddr) {
-        assert!(len <= MAX_PAYLOAD, "a payload of {len} bytes cannot have been read into {MAX_PAYLOAD}");
+        assert!(
+            len <= MAX_PAYLOAD,
+            "a payload of {len} bytes cannot have been read into {MAX_PAYLOAD}"
+        );
         self.len = len;
         self.from = from;
         self.ecn = 0;
@@ -176,6 +187,9 @@ mod tests {
         buf.ecn = 3;
         buf.segment_size = Some(1400);
         buf.set_payload(5, "192.0.2.1:4789".parse().unwrap());
-        assert_eq!((buf.payload().len(), buf.ecn, buf.segment_size), (5, 0, None));
+        assert_eq!(
+            (buf.payload().len(), buf.ecn, buf.segment_size),
+            (5, 0, None)
+        );
     }
 }

@@ -16,6 +16,7 @@
 //!
 //! This crate does not know managers, containers, Docker, NAT or names: whoever uses it hands it tables.
 
+pub mod arp;
 pub mod capture;
 pub mod datapath;
 pub mod edge;
@@ -27,6 +28,7 @@ pub mod frame;
 pub mod guard;
 pub mod ip;
 mod mac;
+pub mod nd;
 pub mod neighbor;
 pub mod offload;
 pub mod probe;

@@ -96,7 +96,9 @@ impl FromStr for MacAddr {
     type Err = MacAddrError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || MacAddrError { text: text.chars().take(64).collect() };
+        let wrong = || MacAddrError {
+            text: text.chars().take(64).collect(),
+        };
         let mut octets = [0; 6];
         let mut parts = text.split(':');
         for octet in &mut octets {
@@ -107,7 +109,11 @@ impl FromStr for MacAddr {
             }
             *octet = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
-        if parts.next().is_some() { Err(wrong()) } else { Ok(Self(octets)) }
+        if parts.next().is_some() {
+            Err(wrong())
+        } else {
+            Ok(Self(octets))
+        }
     }
 }
 
@@ -148,7 +154,15 @@ mod tests {
         assert!(!mac.is_multicast() && !mac.is_zero() && !mac.is_broadcast());
         assert!(MacAddr::BROADCAST.is_multicast() && MacAddr::BROADCAST.is_broadcast());
         assert_eq!("02:42:0A:00:09:02".parse::<MacAddr>().unwrap(), mac);
-        for wrong in ["", "02", "02:42:0a:00:09", "02:42:0a:00:09:02:03", "+2:42:0a:00:09:02", "02:42:0a:00:09:g2", "02-42-0a-00-09-02"] {
+        for wrong in [
+            "",
+            "02",
+            "02:42:0a:00:09",
+            "02:42:0a:00:09:02:03",
+            "+2:42:0a:00:09:02",
+            "02:42:0a:00:09:g2",
+            "02-42-0a-00-09-02",
+        ] {
             let error = wrong.parse::<MacAddr>().unwrap_err().to_string();
             assert!(error.contains(&format!("{wrong:?}")), "{error}");
         }

@@ -22,7 +22,11 @@ pub(crate) struct ShardedMap<K, V> {
 
 impl<K: Copy + Eq + Hash, V: Copy> ShardedMap<K, V> {
     pub(crate) fn new() -> Self {
-        Self { shards: vec![Arc::default()], hasher: RandomState::default(), len: 0 }
+        Self {
+            shards: vec![Arc::default()],
+            hasher: RandomState::default(),
+            len: 0,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -32,14 +36,18 @@ impl<K: Copy + Eq + Hash, V: Copy> ShardedMap<K, V> {
     #[inline]
     pub(crate) fn get(&self, key: K) -> Option<&V> {
         let hash = self.hasher.hash_one(key);
-        self.shards[self.shard_of(hash)].find(hash, |entry| entry.0 == key).map(|entry| &entry.1)
+        self.shards[self.shard_of(hash)]
+            .find(hash, |entry| entry.0 == key)
+            .map(|entry| &entry.1)
     }
 
     /// Replaces a key's value by what `change` makes of it; `None` stands for an absent key, before and after.
     pub(crate) fn update(&mut self, key: K, change: impl FnOnce(Option<V>) -> Option<V>) {
         let hash = self.hasher.hash_one(key);
         let index = self.shard_of(hash);
-        let old = self.shards[index].find(hash, |entry| entry.0 == key).map(|entry| entry.1);
+        let old = self.shards[index]
+            .find(hash, |entry| entry.0 == key)
+            .map(|entry| entry.1);
         let new = change(old);
         if old.is_none() && new.is_none() {
             return;
@@ -47,7 +55,11 @@ impl<K: Copy + Eq + Hash, V: Copy> ShardedMap<K, V> {
         let hasher = &self.hasher;
         let shard = Arc::make_mut(&mut self.shards[index]);
         match new {
-            Some(value) => match shard.entry(hash, |entry| entry.0 == key, |entry| hasher.hash_one(entry.0)) {
+            Some(value) => match shard.entry(
+                hash,
+                |entry| entry.0 == key,
+                |entry| hasher.hash_one(entry.0),
+            ) {
                 hashbrown::hash_table::Entry::Occupied(mut entry) => entry.get_mut().1 = value,
                 hashbrown::hash_table::Entry::Vacant(entry) => {
                     entry.insert((key, value));
@@ -72,10 +84,13 @@ impl<K: Copy + Eq + Hash, V: Copy> ShardedMap<K, V> {
 
     fn split(&mut self) {
         let count = self.shards.len() * 4;
-        let mut shards: Vec<HashTable<(K, V)>> = (0..count).map(|_| HashTable::with_capacity(SPLIT_ABOVE / 2)).collect();
+        let mut shards: Vec<HashTable<(K, V)>> = (0..count)
+            .map(|_| HashTable::with_capacity(SPLIT_ABOVE / 2))
+            .collect();
         for (key, value) in self.iter() {
             let hash = self.hasher.hash_one(key);
-            shards[shard_index(hash, count)].insert_unique(hash, (key, value), |entry| self.hasher.hash_one(entry.0));
+            shards[shard_index(hash, count)]
+                .insert_unique(hash, (key, value), |entry| self.hasher.hash_one(entry.0));
         }
         self.shards = shards.into_iter().map(Arc::new).collect();
     }
@@ -87,7 +102,10 @@ impl<K: Copy + Eq + Hash, V: Copy> ShardedMap<K, V> {
 
 /// The tables take their buckets from the lowest bits of the hash and their tags from the highest seven; the shard comes
 /// from bits between, or all of a shard's entries would crowd into few buckets.
-#[expect(clippy::cast_possible_truncation, reason = "only the low bits below the shard count are kept")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "only the low bits below the shard count are kept"
+)]
 fn shard_index(hash: u64, count: usize) -> usize {
     (hash >> 32) as usize & (count - 1)
 }
@@ -95,7 +113,11 @@ fn shard_index(hash: u64, count: usize) -> usize {
 // Derived, this would ask for `K: Clone, V: Clone`, which `Arc` does not need.
 impl<K, V> Clone for ShardedMap<K, V> {
     fn clone(&self) -> Self {
-        Self { shards: self.shards.clone(), hasher: self.hasher.clone(), len: self.len }
+        Self {
+            shards: self.shards.clone(),
+            hasher: self.hasher.clone(),
+            len: self.len,
+        }
     }
 }
 
@@ -117,9 +139,20 @@ mod tests {
         let snapshot = map.clone();
         map.update(5, |_| None);
         map.update(6, |_| Some(66));
-        assert_eq!((snapshot.get(5), snapshot.get(6), snapshot.len()), (Some(&5), Some(&6), 10_000));
-        assert_eq!((map.get(5), map.get(6), map.len()), (None, Some(&66), 9_999));
-        let copied = map.shards.iter().zip(&snapshot.shards).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
+        assert_eq!(
+            (snapshot.get(5), snapshot.get(6), snapshot.len()),
+            (Some(&5), Some(&6), 10_000)
+        );
+        assert_eq!(
+            (map.get(5), map.get(6), map.len()),
+            (None, Some(&66), 9_999)
+        );
+        let copied = map
+            .shards
+            .iter()
+            .zip(&snapshot.shards)
+            .filter(|(a, b)| !Arc::ptr_eq(a, b))
+            .count();
         assert!(copied <= 2, "{copied} shards copied for two changes");
     }
 

@@ -174,13 +174,7 @@ counters! {
 }
 
 impl WorkerCounters {
-    /// Counts one drop; only the owning worker may.
-    #[inline]
-    pub fn drop(&self, reason: DropReason) {
-        self.drops(reason, 1);
-    }
-
-    /// Counts several drops for one reason; only the owning worker may.
+    /// Counts drops for one reason; only the owning worker may.
     #[inline]
     pub fn drops(&self, reason: DropReason, count: u64) {
         add(&self.drops[reason as usize], count);
@@ -212,7 +206,9 @@ impl Drops {
 
     /// All reasons with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL.into_iter().map(|reason| (reason, self.get(reason)))
+        DropReason::ALL
+            .into_iter()
+            .map(|reason| (reason, self.get(reason)))
     }
 
     /// Drops for any reason.
@@ -246,17 +242,27 @@ mod tests {
         assert_eq!(names.len(), DropReason::ALL.len());
         for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
-            assert!(reason.name().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{}", reason.name());
+            assert!(
+                reason
+                    .name()
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'-'),
+                "{}",
+                reason.name()
+            );
             assert!(reason.description().ends_with('.'), "{}", reason.name());
         }
     }
 
     #[test]
     fn workers_are_summed() {
-        let workers = [Arc::new(WorkerCounters::new()), Arc::new(WorkerCounters::new())];
+        let workers = [
+            Arc::new(WorkerCounters::new()),
+            Arc::new(WorkerCounters::new()),
+        ];
         workers[0].frames_in(3);
         workers[1].frames_in(4);
-        workers[0].drop(DropReason::UnknownVni);
+        workers[0].drops(DropReason::UnknownVni, 1);
         workers[1].drops(DropReason::UnknownVni, 2);
         let sum = Counters::sum(&workers);
         assert_eq!(sum.frames_in, 7);

@@ -30,7 +30,11 @@ impl Vni {
     /// # Errors
     /// [`VniError::TooLarge`] above [`Vni::MAX`].
     pub const fn new(number: u32) -> Result<Self, VniError> {
-        if number <= Self::MAX.0 { Ok(Self(number)) } else { Err(VniError::TooLarge(number)) }
+        if number <= Self::MAX.0 {
+            Ok(Self(number))
+        } else {
+            Err(VniError::TooLarge(number))
+        }
     }
 
     /// The number, at most 2^24 − 1.
@@ -75,7 +79,9 @@ impl FromStr for Vni {
     type Err = VniError;
 
     fn from_str(text: &str) -> Result<Self, VniError> {
-        let number = text.parse().map_err(|_| VniError::NoNumber(text.chars().take(64).collect()))?;
+        let number = text
+            .parse()
+            .map_err(|_| VniError::NoNumber(text.chars().take(64).collect()))?;
         Self::new(number)
     }
 }
@@ -92,7 +98,10 @@ mod tests {
         assert_eq!(Vni::MAX.to_be_bytes(), [0xff; 3]);
         assert_eq!(Vni::from_be_bytes([1, 2, 3]).get(), 0x01_02_03);
         assert_eq!("4096".parse::<Vni>().unwrap().to_string(), "4096");
-        assert_eq!("16777216".parse::<Vni>().unwrap_err().to_string(), "VNI 16777216 does not fit in 24 bits: the largest is 16777215");
+        assert_eq!(
+            "16777216".parse::<Vni>().unwrap_err().to_string(),
+            "VNI 16777216 does not fit in 24 bits: the largest is 16777215"
+        );
         assert!("-1".parse::<Vni>().is_err());
     }
 }

@@ -59,7 +59,10 @@ pub enum Protection {
 /// Bytes between the largest IP packet of the underlay and the largest IP packet of the overlay: outer IP, UDP and VXLAN headers,
 /// and the inner Ethernet header. 50 over IPv4, 70 over IPv6.
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "the VXLAN header has 8 bytes")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the VXLAN header has 8 bytes"
+)]
 pub const fn overhead(family: Family, protection: Protection) -> u16 {
     let ip = match family {
         Family::V4 => IPV4_LEN,
@@ -111,7 +114,14 @@ impl Header {
         let (header, frame) = payload.split_first_chunk::<HEADER_LEN>()?;
         let [flags, r1, r2, r3, v1, v2, v3, r4] = *header;
         let reserved = (flags & !FLAG_I) | r1 | r2 | r3 | r4 != 0;
-        Some((Self { vni_valid: flags & FLAG_I != 0, vni: Vni::from_be_bytes([v1, v2, v3]), reserved }, frame))
+        Some((
+            Self {
+                vni_valid: flags & FLAG_I != 0,
+                vni: Vni::from_be_bytes([v1, v2, v3]),
+                reserved,
+            },
+            frame,
+        ))
     }
 
     /// The header that is sent for a network: I flag set, every other bit zero (RFC 7348 §5).
@@ -132,7 +142,10 @@ mod tests {
     #[test]
     fn emits_only_the_i_flag_and_the_vni() {
         // Conformance V1.
-        assert_eq!(Header::emit(Vni::new(0x12_34_56).unwrap()), [0x08, 0, 0, 0, 0x12, 0x34, 0x56, 0]);
+        assert_eq!(
+            Header::emit(Vni::new(0x12_34_56).unwrap()),
+            [0x08, 0, 0, 0, 0x12, 0x34, 0x56, 0]
+        );
     }
 
     #[test]
@@ -147,7 +160,14 @@ mod tests {
     fn parses_a_header_decoded_by_hand() {
         let payload = [0x08, 0, 0, 0, 0x00, 0x10, 0x00, 0, 0xaa, 0xbb];
         let (header, frame) = Header::parse(&payload).unwrap();
-        assert_eq!(header, Header { vni_valid: true, vni: Vni::new(4096).unwrap(), reserved: false });
+        assert_eq!(
+            header,
+            Header {
+                vni_valid: true,
+                vni: Vni::new(4096).unwrap(),
+                reserved: false
+            }
+        );
         assert_eq!(frame, [0xaa, 0xbb]);
         assert!(Header::parse(&payload[..7]).is_none());
         assert!(Header::parse(&payload[..8]).unwrap().1.is_empty());
@@ -157,12 +177,22 @@ mod tests {
     fn each_reserved_bit_is_seen_and_changes_nothing_else() {
         // Conformance V2.
         let vni = Vni::new(7).unwrap();
-        let reserved = (0..64).filter(|bit| *bit != 4 && !(32..56).contains(bit)).collect::<Vec<_>>();
+        let reserved = (0..64)
+            .filter(|bit| *bit != 4 && !(32..56).contains(bit))
+            .collect::<Vec<_>>();
         assert_eq!(reserved.len(), 39);
         for bit in reserved {
             let mut payload = Header::emit(vni);
             payload[bit / 8] |= 0x80 >> (bit % 8);
-            assert_eq!(Header::parse(&payload).unwrap().0, Header { vni_valid: true, vni, reserved: true }, "bit {bit}");
+            assert_eq!(
+                Header::parse(&payload).unwrap().0,
+                Header {
+                    vni_valid: true,
+                    vni,
+                    reserved: true
+                },
+                "bit {bit}"
+            );
         }
     }
 

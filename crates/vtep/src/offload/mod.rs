@@ -31,7 +31,11 @@ pub fn check(frame: &[u8], offload: &Offload, mtu: u16) -> Result<(), DropReason
         }
         return Ok(());
     }
-    if fits(frame, mtu) { Ok(()) } else { Err(DropReason::Oversize) }
+    if fits(frame, mtu) {
+        Ok(())
+    } else {
+        Err(DropReason::Oversize)
+    }
 }
 
 /// Whether what follows the Ethernet header and its tags fits `mtu` bytes.
@@ -39,7 +43,8 @@ pub fn check(frame: &[u8], offload: &Offload, mtu: u16) -> Result<(), DropReason
 pub fn fits(frame: &[u8], mtu: u16) -> bool {
     let most = usize::from(mtu);
     // The common case needs no look at the tags.
-    frame.len() <= HEADER_LEN + most || Frame::parse(frame).is_some_and(|frame| frame.payload().len() <= most)
+    frame.len() <= HEADER_LEN + most
+        || Frame::parse(frame).is_some_and(|frame| frame.payload().len() <= most)
 }
 
 #[cfg(test)]
@@ -50,24 +55,68 @@ mod tests {
     fn impossible_vnet_headers_are_refused() {
         // Conformance H7.
         let frame = [0; 1464];
-        let partial = Offload { flags: Offload::NEEDS_CSUM, csum_start: 34, csum_offset: 16, ..Offload::default() };
-        let tso = Offload { gso_type: Offload::GSO_TCPV4, gso_size: 1400, ..partial };
+        let partial = Offload {
+            flags: Offload::NEEDS_CSUM,
+            csum_start: 34,
+            csum_offset: 16,
+            ..Offload::default()
+        };
+        let tso = Offload {
+            gso_type: Offload::GSO_TCPV4,
+            gso_size: 1400,
+            ..partial
+        };
         assert_eq!(check(&frame, &Offload::default(), 1450), Ok(()));
         assert_eq!(check(&frame, &partial, 1450), Ok(()));
         assert_eq!(check(&[0; 60_000], &tso, 1450), Ok(()));
         for (bad, why) in [
-            (Offload { csum_start: 1463, ..partial }, "checksum past the end"),
-            (Offload { csum_start: u16::MAX, csum_offset: u16::MAX, ..partial }, "far past the end"),
-            (Offload { csum_start: 13, ..partial }, "checksum in the Ethernet header"),
+            (
+                Offload {
+                    csum_start: 1463,
+                    ..partial
+                },
+                "checksum past the end",
+            ),
+            (
+                Offload {
+                    csum_start: u16::MAX,
+                    csum_offset: u16::MAX,
+                    ..partial
+                },
+                "far past the end",
+            ),
+            (
+                Offload {
+                    csum_start: 13,
+                    ..partial
+                },
+                "checksum in the Ethernet header",
+            ),
             (Offload { gso_size: 0, ..tso }, "gso_size 0"),
-            (Offload { gso_size: 1451, ..tso }, "segments above the MTU"),
+            (
+                Offload {
+                    gso_size: 1451,
+                    ..tso
+                },
+                "segments above the MTU",
+            ),
             (Offload { gso_type: 9, ..tso }, "unknown type"),
             (Offload { flags: 0, ..tso }, "segments without checksums"),
         ] {
-            assert_eq!(check(&frame, &bad, 1450), Err(DropReason::BadOffload), "{why}");
+            assert_eq!(
+                check(&frame, &bad, 1450),
+                Err(DropReason::BadOffload),
+                "{why}"
+            );
         }
-        assert_eq!(check(&[0; 65_536], &Offload::default(), 1450), Err(DropReason::Oversize));
-        assert_eq!(check(&[0; 1465], &Offload::default(), 1450), Err(DropReason::Oversize));
+        assert_eq!(
+            check(&[0; 65_536], &Offload::default(), 1450),
+            Err(DropReason::Oversize)
+        );
+        assert_eq!(
+            check(&[0; 1465], &Offload::default(), 1450),
+            Err(DropReason::Oversize)
+        );
     }
 
     #[test]
@@ -75,6 +124,9 @@ mod tests {
         let mut frame = [0; 1468];
         frame[12] = 0x81;
         assert_eq!(check(&frame, &Offload::default(), 1450), Ok(()));
-        assert_eq!(check(&frame, &Offload::default(), 1449), Err(DropReason::Oversize));
+        assert_eq!(
+            check(&frame, &Offload::default(), 1449),
+            Err(DropReason::Oversize)
+        );
     }
 }
