@@ -197,7 +197,7 @@ fn why_unreachable(manager: SocketAddr, error: &std::io::Error) -> String {
 pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
     let _changing = agent.changing();
     let member = agent.member()?;
-    let running = container::running(agent);
+    let running = container::names(agent)?;
     if !running.is_empty() && !force {
         bail!(
             "containers run here ({}): remove them with 'towline rm -f', or run 'towline leave --force'",
@@ -218,7 +218,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
             );
         }
     }
-    container::remove_all(agent, &member)?;
+    container::remove_all(agent)?;
     if !member.settled.manager
         && let Err(error) = member.control.request(Request::Leave)
     {

@@ -55,6 +55,8 @@ pub(crate) struct Agent {
     pub(crate) netns: Netns,
     /// What it remembers.
     pub(crate) state: StateFile,
+    /// Its containers.
+    pub(crate) containers: container::Containers,
     /// Its place in a cluster.
     member: RwLock<Option<Arc<Member>>>,
     /// Held by whoever changes the membership or the set of containers, so that
@@ -72,11 +74,6 @@ impl Agent {
             "this host is in no cluster: run 'towline init' for a new one, \
              or 'towline join' as 'towline status' on the manager prints it",
         )
-    }
-
-    /// Where containers' files live.
-    pub(crate) fn containers_dir(&self) -> PathBuf {
-        self.config.state_dir.join("containers")
     }
 
     /// Where a manager keeps its store.
@@ -109,9 +106,16 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let state = StateFile::open(&config.state_dir)?;
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot watch for signals")?;
     let server = Server::bind(&config.socket)?;
-    let agent =
-        Arc::new(Agent { config, netns, state, member: RwLock::new(None), changing: Mutex::new(()) });
+    let agent = Arc::new(Agent {
+        containers: container::Containers::new(config.state_dir.join("containers"))?,
+        config,
+        netns,
+        state,
+        member: RwLock::new(None),
+        changing: Mutex::new(()),
+    });
     agent.resume()?;
+    container::start(&agent);
     upkeep::start(&agent)?;
     server.serve(&agent)?;
     tracing::info!("{} is ready at {}", agent.config.name, agent.config.socket.display());
@@ -125,7 +129,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
 }
 
 impl Agent {
-    /// Takes up the cluster, the networks and the containers of the agent before.
+    /// Takes up the cluster and the networks of the agent before.
     fn resume(self: &Arc<Self>) -> anyhow::Result<()> {
         let (membership, networks) =
             self.state.read(|state| (state.membership.clone(), state.networks.clone()));
@@ -136,9 +140,7 @@ impl Agent {
             member.follow(network);
         }
         self.set_member(Some(Arc::clone(&member)));
-        news::start(self, &member)?;
-        let _changing = self.changing();
-        container::reconcile(self, &member)
+        news::start(self, &member)
     }
 }
 

@@ -1,12 +1,11 @@
 //! Follows the manager's news on a thread of its own, for as long as the
 //! connection's events come.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::Context as _;
-use control::{Event, Owned, Request};
+use control::Event;
 
 use super::{Agent, Member, container};
 
@@ -53,39 +52,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
             tracing::warn!("the network with VNI {vni} is gone from the cluster");
             member.follower.clear(vni);
         }
-        Event::RowLost { vni, epoch } => container::endpoint_lost(agent, vni, epoch),
-        Event::Owned(owned) => {
-            let (agent, member) = (Arc::clone(agent), Arc::clone(member));
-            // Not here: it waits for a `run` that is under way, which waits for news.
-            let spawned = thread::Builder::new()
-                .name("owned".into())
-                .spawn(move || give_back_unknown(&agent, &member, owned));
-            if let Err(error) = spawned {
-                tracing::warn!("cannot start a thread: {error}");
-            }
-        }
-    }
-}
-
-/// What the manager holds for this host and this host does not know was given out
-/// in an exchange that a crash cut short.
-fn give_back_unknown(agent: &Agent, member: &Member, owned: Owned) {
-    let _changing = agent.changing();
-    let known: HashSet<_> =
-        agent.state.read(|state| state.endpoints.iter().map(|endpoint| (endpoint.vni, endpoint.epoch)).collect());
-    let endpoints = owned
-        .endpoints
-        .into_iter()
-        .filter(|endpoint| !known.contains(&(endpoint.vni, endpoint.epoch)))
-        .map(|endpoint| Request::Free { vni: endpoint.vni, epoch: endpoint.epoch });
-    let names = owned
-        .names
-        .into_iter()
-        .filter(|name| !agent.containers_dir().join(name).exists())
-        .map(Request::ReleaseName);
-    for request in endpoints.chain(names) {
-        if let Err(error) = member.control.request(request.clone()) {
-            tracing::warn!("cannot give back what this host does not use ({request:?}): {error}");
-        }
+        Event::RowLost { vni, epoch } => container::lost(agent, vni, epoch),
+        Event::Owned(owned) => container::owned(agent, &owned),
     }
 }

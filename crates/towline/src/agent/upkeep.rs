@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::Agent;
+use super::{Agent, container};
 
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -24,14 +24,40 @@ pub(super) fn start(agent: &Arc<Agent>) -> anyhow::Result<()> {
 }
 
 fn watch(agent: &Weak<Agent>) {
-    let mut last_problem = None;
+    let mut gateway = Gateway::default();
     loop {
         thread::sleep(EVERY);
         let Some(agent) = agent.upgrade() else { return };
-        let Ok(member) = agent.member() else {
-            last_problem = None;
-            continue;
-        };
+        container::reconcile(&agent);
+        leave_idle_networks(&agent);
+        gateway.look(&agent);
+    }
+}
+
+/// A `run` that failed half-way may have entered a network that no container is on.
+fn leave_idle_networks(agent: &Agent) {
+    let _changing = agent.changing();
+    let Ok(member) = agent.member() else { return };
+    let idle: Vec<_> = agent.state.read(|state| {
+        let used = |vni| state.endpoints.iter().any(|endpoint| endpoint.vni == vni);
+        state.networks.iter().map(|network| network.vni).filter(|&vni| !used(vni)).collect()
+    });
+    for vni in idle {
+        if let Err(error) = member.leave_idle_network(agent, vni) {
+            tracing::warn!("cannot leave the network with VNI {vni}: {error:#}");
+        }
+    }
+}
+
+/// The gateway bridge, and what was last said of it.
+#[derive(Default)]
+struct Gateway {
+    problem: Option<String>,
+}
+
+impl Gateway {
+    fn look(&mut self, agent: &Agent) {
+        let Ok(member) = agent.member() else { return };
         let repaired = member.gateway().repair();
         let problem = match repaired {
             Ok(repair) => {
@@ -43,11 +69,11 @@ fn watch(agent: &Weak<Agent>) {
             Err(error) => Some(error.to_string()),
         };
         // Said once, not every five seconds.
-        if problem != last_problem
+        if problem != self.problem
             && let Some(problem) = &problem
         {
             tracing::warn!("the gateway bridge needs help: {problem}");
         }
-        last_problem = problem;
+        self.problem = problem;
     }
 }

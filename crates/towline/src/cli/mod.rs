@@ -80,6 +80,9 @@ enum Command {
     Fdb(fdb::Args),
     /// Show what this host's agent does and sees
     Status(status::Args),
+    /// Try all of it on this machine: hosts, containers and measurements in network namespaces
+    #[command(subcommand)]
+    Lab(lab::Command),
     /// Print a shell's completion script
     Completions(completions::Args),
     /// A container's parent process
@@ -129,6 +132,7 @@ impl Cli {
             Command::Host(command) => host::run(command, &context),
             Command::Fdb(args) => fdb::run(args, &context),
             Command::Status(args) => status::run(&args, &context),
+            Command::Lab(command) => lab::run(command),
             Command::Completions(args) => completions::run(&args),
             Command::Shim(args) => shim::run(args, &context),
             Command::Refused(command) => Err(command.refuse()),
