@@ -42,6 +42,8 @@ drop_reasons! {
     Malformed = "malformed",
     /// The VXLAN I flag is not set.
     NoVniFlag = "no-vni-flag",
+    /// A reachability probe that nobody here expects, or a damaged one.
+    UnexpectedProbe = "unexpected-probe",
     /// Reserved bits of the VXLAN header are set and `strict_reserved_bits` is on.
     ReservedBits = "reserved-bits",
     /// No network here has this VNI.

@@ -1,0 +1,364 @@
+//! The userspace datapath: TAPs on one side, UDP sockets on the other, and worker threads between.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::bounded;
+use netns::{Netlink, Netns};
+
+use super::{
+    Backend, BackendStatus, Datapath, DatapathError, DatapathStatus, PortSpec, StartError,
+};
+use crate::capture::{Capture, CaptureFilter, CaptureHub};
+use crate::edge::Datagram;
+use crate::engine::Settings;
+use crate::fdb::{Change, Port, PortId, SharedTables, TableWriter, Tables};
+use crate::probe::{self, Nonce, ProbeRegistry, ProbeWatch};
+use crate::stats::{Counters, WorkerCounters};
+use crate::tap::{self, OpenTap, TapControl, TapError};
+use crate::udp::{SendSockets, UdpUnderlay};
+use crate::worker::{Command, Worker, WorkerConfig, WorkerThread};
+
+/// Workers made when nothing else is asked for, at most; fewer on a machine with fewer cores.
+const WORKERS_DEFAULT_MAX: usize = 8;
+/// The kernel gives one TAP no more queues (`MAX_TAP_QUEUES`).
+const WORKERS_MAX: usize = 256;
+/// Files to be allowed: each port takes one a worker and one more.
+const FILES_WANTED: u64 = 262_144;
+
+/// How a userspace datapath is to run.
+#[derive(Clone, Debug)]
+pub struct UserspaceConfig {
+    /// The host's network namespace, where the underlay is.
+    pub netns: Netns,
+    /// The host's underlay address.
+    pub vtep: IpAddr,
+    /// The UDP port, own and default for remotes; 4789 unless configured.
+    pub port: u16,
+    /// Threads that carry frames; by default one a core, at most 8.
+    pub workers: Option<usize>,
+    /// Drop what has reserved bits set in its VXLAN header, as Linux and Open vSwitch do.
+    pub strict_reserved_bits: bool,
+}
+
+/// A running userspace datapath. Dropping it stops its threads and leaves its interfaces for [`Datapath::adopt`].
+pub struct UserspaceDatapath {
+    // Field order is drop order: threads end, and close their queues, first.
+    workers: Vec<WorkerThread>,
+    ports: Mutex<HashMap<PortId, AttachedPort>>,
+    writer: Mutex<TableWriter>,
+    tables: SharedTables,
+    counters: Vec<Arc<WorkerCounters>>,
+    captures: Arc<CaptureHub>,
+    probes: Arc<ProbeRegistry>,
+    send: Arc<SendSockets>,
+    listen: SocketAddr,
+    receive_buffer: usize,
+}
+
+struct AttachedPort {
+    backend: Backend,
+    control: TapControl,
+}
+
+impl UserspaceDatapath {
+    /// Opens the sockets in the host's namespace and starts the workers.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing on the host was changed.
+    pub fn start(config: UserspaceConfig) -> Result<Self, StartError> {
+        let UserspaceConfig {
+            netns,
+            vtep,
+            port,
+            workers,
+            strict_reserved_bits,
+        } = config;
+        tap::check_device().map_err(|error| match error {
+            TapError::NotPermitted(_) => StartError::NotPermitted,
+            other => StartError::Tap(other),
+        })?;
+        raise_file_limit();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = workers
+            .unwrap_or_else(|| cores.min(WORKERS_DEFAULT_MAX))
+            .clamp(1, WORKERS_MAX);
+        let listen = SocketAddr::new(vtep, port);
+        let underlays = netns
+            .run(|| UdpUnderlay::open(vtep, port, workers))
+            .map_err(StartError::Namespace)?
+            .map_err(|error| StartError::from_sockets(&netns, listen, error))?;
+        let writer = TableWriter::new();
+        let tables = writer.shared();
+        let captures = Arc::new(CaptureHub::default());
+        let probes = Arc::new(ProbeRegistry::default());
+        let send = Arc::clone(underlays[0].send_sockets());
+        let receive_buffer = underlays[0].receive_buffer();
+        let mut counters = Vec::with_capacity(workers);
+        let mut threads = Vec::with_capacity(workers);
+        for (index, underlay) in underlays.into_iter().enumerate() {
+            let worker = Worker::new(
+                underlay,
+                WorkerConfig {
+                    tables: Arc::clone(&tables),
+                    captures: Arc::clone(&captures),
+                    probes: Arc::clone(&probes),
+                    settings: Settings {
+                        strict_reserved_bits,
+                        ..Settings::default()
+                    },
+                },
+            );
+            counters.push(worker.counters());
+            threads.push(
+                WorkerThread::spawn(format!("vtep-{index}"), worker)
+                    .map_err(StartError::Threads)?,
+            );
+        }
+        Ok(Self {
+            workers: threads,
+            ports: Mutex::default(),
+            writer: Mutex::new(writer),
+            tables,
+            counters,
+            captures,
+            probes,
+            send,
+            listen,
+            receive_buffer,
+        })
+    }
+
+    /// Gives each worker its queue of the port and waits until all have it; then the tables name it.
+    fn plug(
+        &self,
+        spec: &PortSpec,
+        open: OpenTap,
+        ports: &mut HashMap<PortId, AttachedPort>,
+    ) -> Result<(), DatapathError> {
+        let (done, finished) = bounded(0);
+        for (worker, tap) in self.workers.iter().zip(open.queues) {
+            worker.command(Command::AddPort {
+                id: spec.id,
+                mtu: spec.mtu,
+                backend: spec.backend,
+                tap,
+                done: done.clone(),
+            });
+        }
+        drop(done);
+        // Nobody sends on it: it ends when the last worker has dropped its end.
+        let _ = finished.recv();
+        ports.insert(
+            spec.id,
+            AttachedPort {
+                backend: spec.backend,
+                control: open.control,
+            },
+        );
+        let port = Port {
+            id: spec.id,
+            vni: spec.vni,
+            mac: spec.mac,
+            ips: spec.ips.clone(),
+            mtu: spec.mtu,
+        };
+        self.apply(&[Change::AddPort(port)]);
+        Ok(())
+    }
+
+    /// Takes the port out of the tables and waits until every worker has closed its queue.
+    fn unplug(&self, id: PortId) -> Option<AttachedPort> {
+        let port = lock(&self.ports).remove(&id)?;
+        self.apply(&[Change::RemovePort(id)]);
+        let (done, finished) = bounded(0);
+        for worker in &self.workers {
+            worker.command(Command::RemovePort {
+                id,
+                done: done.clone(),
+            });
+        }
+        drop(done);
+        let _ = finished.recv();
+        Some(port)
+    }
+
+    /// Which worker reads the only queue of a plain port.
+    fn reader(&self, id: PortId) -> usize {
+        usize::try_from(id.0).unwrap_or(0) % self.workers.len()
+    }
+}
+
+impl Datapath for UserspaceDatapath {
+    fn kind(&self) -> &'static str {
+        "userspace"
+    }
+
+    fn attach(&self, spec: &PortSpec) -> Result<(), DatapathError> {
+        let id = spec.id;
+        let mut ports = lock(&self.ports);
+        if ports.contains_key(&id) {
+            return Err(DatapathError::AlreadyAttached(id));
+        }
+        let reader = self.reader(id);
+        // Until it is made persistent, dropping `open` removes the interface again.
+        let open = spec
+            .netns
+            .run(|| tap::create(&spec.ifname, spec.backend, self.workers.len(), reader))
+            .map_err(|source| DatapathError::Namespace { id, source })?
+            .map_err(|source| DatapathError::Tap { id, source })?;
+        Netlink::open(&spec.netns)
+            .and_then(|netlink| {
+                netlink.set_mac(&spec.ifname, spec.mac.octets())?;
+                netlink.set_mtu(&spec.ifname, u32::from(spec.mtu))
+            })
+            .map_err(|source| DatapathError::Netlink { id, source })?;
+        open.control
+            .set_persistent(true)
+            .map_err(|source| DatapathError::Interface {
+                id,
+                operation: "keep",
+                source,
+            })?;
+        self.plug(spec, open, &mut ports)
+    }
+
+    fn adopt(&self, spec: &PortSpec) -> Result<(), DatapathError> {
+        let id = spec.id;
+        let mut ports = lock(&self.ports);
+        if ports.contains_key(&id) {
+            return Err(DatapathError::AlreadyAttached(id));
+        }
+        let reader = self.reader(id);
+        let open = spec
+            .netns
+            .run(|| tap::open(&spec.ifname, spec.backend, self.workers.len(), reader))
+            .map_err(|source| DatapathError::Namespace { id, source })?
+            .map_err(|source| DatapathError::Tap { id, source })?;
+        self.plug(spec, open, &mut ports)
+    }
+
+    fn detach(&self, id: PortId) -> Result<(), DatapathError> {
+        let Some(port) = self.unplug(id) else {
+            return Ok(());
+        };
+        match port.control.set_persistent(false) {
+            Ok(()) => Ok(()),
+            // Somebody removed the interface before us.
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => Ok(()),
+            Err(source) => Err(DatapathError::Interface {
+                id,
+                operation: "remove",
+                source,
+            }),
+        }
+        // `port.control` is the last to hold the queue: the interface goes here, and so does our hold on the namespace.
+    }
+
+    fn release(&self, id: PortId) -> Result<(), DatapathError> {
+        drop(self.unplug(id));
+        Ok(())
+    }
+
+    fn apply(&self, changes: &[Change]) {
+        lock(&self.writer).apply(changes);
+    }
+
+    fn tables(&self) -> Arc<Tables> {
+        self.tables.load_full()
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::sum(&self.counters)
+    }
+
+    fn capture(&self, filter: CaptureFilter) -> Capture {
+        self.captures.start(filter)
+    }
+
+    fn send_probe(&self, to: SocketAddr, nonce: Nonce, size: u16) -> io::Result<()> {
+        let payload = probe::payload(&to, &nonce, size)?;
+        let flow = u32::from_be_bytes([nonce[0], nonce[1], nonce[2], nonce[3]]);
+        let slices = [IoSlice::new(&payload)];
+        let report = self.send.send(&[Datagram {
+            to,
+            flow,
+            ecn: 0,
+            segment_size: None,
+            slices: &slices,
+        }]);
+        if report.too_big > 0 {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        if report.sent == 0 {
+            return Err(io::Error::other(format!(
+                "the kernel refused to send to {to}: is there a route?"
+            )));
+        }
+        Ok(())
+    }
+
+    fn expect_probe(&self, nonce: Nonce) -> ProbeWatch {
+        self.probes.expect(nonce)
+    }
+
+    fn status(&self) -> DatapathStatus {
+        let ports = lock(&self.ports);
+        let backends = [Backend::Offload, Backend::Plain]
+            .map(|backend| {
+                let offload = backend == Backend::Offload;
+                BackendStatus {
+                    backend,
+                    ports: ports
+                        .values()
+                        .filter(|port| port.backend == backend)
+                        .count(),
+                    multi_queue: offload,
+                    vnet_header: offload,
+                    checksum_offload: offload,
+                    segmentation_offload: false,
+                }
+            })
+            .to_vec();
+        DatapathStatus {
+            kind: self.kind(),
+            listen: self.listen,
+            workers: self.workers.len(),
+            source_ports: crate::flow::SOURCE_PORTS,
+            receive_buffer_bytes: self.receive_buffer,
+            backends,
+        }
+    }
+}
+
+/// What these locks guard is whole between any two statements, so a panic elsewhere while one was held spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Allows this process as many open files as many ports need; as many as it may have, where that is less.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let enough = |value: Option<u64>| value.is_none_or(|files| files >= FILES_WANTED);
+    if enough(limit.current) {
+        return;
+    }
+    let wanted = Rlimit {
+        current: Some(FILES_WANTED),
+        maximum: limit.maximum.map(|files| files.max(FILES_WANTED)),
+    };
+    if setrlimit(Resource::Nofile, wanted).is_err()
+        && let Err(error) = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit.maximum,
+                maximum: limit.maximum,
+            },
+        )
+    {
+        tracing::warn!(%error, "can't raise the limit of open files; hosts with many containers may meet it");
+    }
+}

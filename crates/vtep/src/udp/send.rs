@@ -1,0 +1,424 @@
+//! Sending: 64 sockets that stand for source ports, shared by all workers.
+//!
+//! They are not connected: one socket serves every remote. A filter drops whatever is sent to their ports before it
+//! takes memory; ICMP errors about what they sent still reach their error queues, are thrown away there, and never stop a
+//! batch. The kernel itself notes a smaller path MTU in its route cache, which makes the next oversized send fail with
+//! `EMSGSIZE`.
+#![allow(unsafe_code)]
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
+use socket2::{SockFilter, Socket};
+
+use super::receive::is_icmp;
+use super::{BUFFER_BYTES, bind, forbid_fragments};
+use crate::edge::{Datagram, SendReport};
+use crate::flow::{SOURCE_PORTS, source_port_index};
+
+/// Datagrams handed over by one `sendmmsg`.
+const BATCH: usize = 64;
+/// RFC 7348 §5: source ports should lie in the dynamic range.
+const FIRST_PORT: u16 = 49_152;
+/// Room for one `cmsghdr` with an int: `CMSG_SPACE(4)`.
+const CONTROL_LEN: usize = 24;
+
+/// `msg_control` must be aligned as a `cmsghdr`.
+#[repr(align(8))]
+#[derive(Clone, Copy)]
+struct Control([u8; CONTROL_LEN]);
+
+/// The send sockets of one VTEP address.
+pub struct SendSockets {
+    sockets: Vec<Socket>,
+}
+
+impl SendSockets {
+    /// Opens one socket for each source port, on free ports of the dynamic range.
+    ///
+    /// # Errors
+    /// What the kernel says; `AddrInUse` when the whole range is taken.
+    pub fn open(vtep: IpAddr) -> io::Result<Self> {
+        // Any start will do; a random one keeps two VTEPs that follow each other from meeting in TIME_WAIT-like states of
+        // middleboxes. Steps of one through the range find all free ports.
+        let start = RandomState::new().hash_one(0u8);
+        let mut candidates = (0..=(u16::MAX - FIRST_PORT)).map(|step| {
+            let span = u64::from(u16::MAX - FIRST_PORT) + 1;
+            let offset = (start % span + u64::from(step)) % span;
+            FIRST_PORT + u16::try_from(offset).expect("invariant: the span has 16,384 ports")
+        });
+        let mut sockets = Vec::with_capacity(SOURCE_PORTS);
+        while sockets.len() < SOURCE_PORTS {
+            let port = candidates.next().ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!("no {SOURCE_PORTS} free UDP ports above {FIRST_PORT} on {vtep}"),
+                )
+            })?;
+            match open_one(SocketAddr::new(vtep, port)) {
+                Ok(socket) => sockets.push(socket),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self { sockets })
+    }
+
+    /// Sends the datagrams, those of one flow in their order.
+    pub fn send(&self, datagrams: &[Datagram<'_>]) -> SendReport {
+        let mut report = SendReport::default();
+        for chunk in datagrams.chunks(BATCH) {
+            self.send_chunk(chunk, &mut report);
+        }
+        report
+    }
+
+    /// Sorts at most [`BATCH`] datagrams by socket, keeping their order, and sends each socket's share in one call.
+    fn send_chunk(&self, chunk: &[Datagram<'_>], report: &mut SendReport) {
+        let mut order = [(0u8, 0u8); BATCH];
+        let mut used = 0;
+        for (index, datagram) in (0u8..).zip(chunk) {
+            let socket = u8::try_from(source_port_index(datagram.flow))
+                .expect("invariant: there are 64 source ports");
+            order[used] = (socket, index);
+            used += 1;
+        }
+        let order = &mut order[..used];
+        // Socket first, then place in the batch: an unstable sort keeps each flow's order all the same.
+        order.sort_unstable();
+        for share in order.chunk_by(|one, other| one.0 == other.0) {
+            send_share(&self.sockets[usize::from(share[0].0)], chunk, share, report);
+        }
+    }
+}
+
+fn open_one(address: SocketAddr) -> io::Result<Socket> {
+    let socket = bind(address, false)?;
+    // Nobody has a reason to send to these ports: `return 0` keeps no byte of any packet.
+    socket.attach_filter(&[SockFilter::new(BPF_RETURN_CONSTANT, 0, 0, 0)])?;
+    if set_socket_send_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
+        socket.set_send_buffer_size(BUFFER_BYTES)?;
+    }
+    forbid_fragments(&socket, address.ip())?;
+    receive_errors(&socket, address.is_ipv6())?;
+    Ok(socket)
+}
+
+/// `BPF_RET | BPF_K` (linux/filter.h).
+const BPF_RETURN_CONSTANT: u16 = 0x06;
+
+/// Has ICMP errors put into the socket's error queue.
+fn receive_errors(socket: &Socket, v6: bool) -> io::Result<()> {
+    let (level, option) = if v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_RECVERR)
+    };
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>())
+        .expect("invariant: an int has four bytes");
+    // SAFETY: the kernel reads one int from our stack. Neither socket2 nor rustix has this option.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Throws away what lies in the error queue. Bounded, so that a storm of ICMP can't hold a worker.
+fn drain_errors(socket: &Socket) {
+    for _ in 0..BATCH {
+        let mut nothing: [MaybeUninit<u8>; 0] = [];
+        if socket
+            .recv_with_flags(&mut nothing, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
+            .is_err()
+        {
+            break;
+        }
+    }
+}
+
+/// A remote's address as the kernel reads it.
+#[derive(Clone, Copy)]
+union Name {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+/// Sends those datagrams of `chunk` that `share` lists, all by one socket.
+fn send_share(
+    socket: &Socket,
+    chunk: &[Datagram<'_>],
+    share: &[(u8, u8)],
+    report: &mut SendReport,
+) {
+    let mut names = [const { MaybeUninit::<Name>::uninit() }; BATCH];
+    let mut controls = [const { MaybeUninit::<Control>::uninit() }; BATCH];
+    let mut messages = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
+    for (slot, &(_, index)) in share.iter().enumerate() {
+        let datagram = &chunk[usize::from(index)];
+        // SAFETY: zero is a valid value for each field of this plain C struct; libc gives no other constructor for
+        // `msghdr`, which has private padding on some targets.
+        let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
+        let header = &mut message.msg_hdr;
+        let (name, length) = socket_name(datagram.to);
+        header.msg_name = names[slot].write(name) as *mut Name as *mut libc::c_void;
+        header.msg_namelen = length;
+        // `IoSlice` is guaranteed to have the layout of `iovec` on Unix; the kernel only reads through it.
+        header.msg_iov = datagram.slices.as_ptr().cast_mut().cast();
+        header.msg_iovlen = datagram.slices.len() as _;
+        if datagram.ecn & 0b11 != 0 {
+            let control =
+                controls[slot].write(traffic_class(datagram.to.is_ipv6(), datagram.ecn & 0b11));
+            header.msg_control = control as *mut Control as *mut libc::c_void;
+            header.msg_controllen = CONTROL_LEN as _;
+        }
+        messages[slot].write(message);
+    }
+    let mut next = 0;
+    let mut drained = false;
+    while next < share.len() {
+        let rest =
+            u32::try_from(share.len() - next).expect("invariant: a share has at most 64 datagrams");
+        // SAFETY: the messages from `next` to the end of the share were written above, and what they point to (names,
+        // control areas, the datagrams' slices and payloads) lives until this function ends; the kernel reads all
+        // of it and writes only `msg_len`. std, socket2 and rustix have no call for many datagrams at once.
+        let result = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                messages[next..].as_mut_ptr().cast(),
+                rest,
+                libc::MSG_DONTWAIT as _,
+            )
+        };
+        if let Ok(count) = usize::try_from(result) {
+            report.sent += count;
+            next += count;
+            drained = false;
+            continue;
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => continue,
+            // A pending ICMP error is reported in place of this send, which has not been tried: once more, with an empty
+            // error queue. A genuine "unreachable" of this datagram then comes again. EMSGSIZE may be either, too.
+            _ if !drained && (is_icmp(&error) || error.raw_os_error() == Some(libc::EMSGSIZE)) => {
+                drain_errors(socket);
+                drained = true;
+                continue;
+            }
+            Some(libc::EMSGSIZE) => report.too_big += 1,
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => report.full += 1,
+            _ => report.failed += 1,
+        }
+        next += 1;
+        drained = false;
+    }
+}
+
+fn socket_name(to: SocketAddr) -> (Name, libc::socklen_t) {
+    let length = |bytes: usize| {
+        libc::socklen_t::try_from(bytes).expect("invariant: a socket address has at most 28 bytes")
+    };
+    match to {
+        SocketAddr::V4(v4) => {
+            let name = libc::sockaddr_in {
+                sin_family: libc::sa_family_t::try_from(libc::AF_INET)
+                    .expect("invariant: AF_INET is 2"),
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                },
+                sin_zero: [0; 8],
+            };
+            (Name { v4: name }, length(size_of::<libc::sockaddr_in>()))
+        }
+        SocketAddr::V6(v6) => {
+            let name = libc::sockaddr_in6 {
+                sin6_family: libc::sa_family_t::try_from(libc::AF_INET6)
+                    .expect("invariant: AF_INET6 is 10"),
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr {
+                    s6_addr: v6.ip().octets(),
+                },
+                sin6_scope_id: v6.scope_id(),
+            };
+            (Name { v6: name }, length(size_of::<libc::sockaddr_in6>()))
+        }
+    }
+}
+
+/// One control message that sets the outer TOS or traffic class of one datagram.
+fn traffic_class(v6: bool, class: u8) -> Control {
+    let (level, kind) = if v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_TOS)
+    };
+    let mut control = Control([0; CONTROL_LEN]);
+    // SAFETY: the area is zeroed, aligned as a `cmsghdr` and has CMSG_SPACE of an int; CMSG_LEN computes only.
+    // ip(7) and ipv6(7) take an int for both options.
+    unsafe {
+        let header: *mut libc::cmsghdr = control.0.as_mut_ptr().cast();
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        (*header).cmsg_level = level;
+        (*header).cmsg_type = kind;
+        libc::CMSG_DATA(header)
+            .cast::<libc::c_int>()
+            .write_unaligned(libc::c_int::from(class));
+    }
+    control
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    fn datagram<'a>(to: SocketAddr, flow: u32, slices: &'a [IoSlice<'a>]) -> Datagram<'a> {
+        Datagram {
+            to,
+            flow,
+            ecn: 0,
+            segment_size: None,
+            slices,
+        }
+    }
+
+    #[test]
+    fn one_flow_keeps_its_port_and_its_order() {
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let receiver = UdpSocket::bind(local).unwrap();
+            let to = receiver.local_addr().unwrap();
+            let sockets = SendSockets::open(to.ip()).unwrap();
+            let bytes: Vec<[u8; 1]> = (0..100).map(|byte| [byte]).collect();
+            let slices: Vec<_> = bytes
+                .iter()
+                .map(|byte| [IoSlice::new(b"no "), IoSlice::new(byte)])
+                .collect();
+            // Three flows in turn, more datagrams than one batch.
+            let flows = [3u32, 0x4000_0000, 0xffff_ffff];
+            let datagrams: Vec<_> = slices
+                .iter()
+                .enumerate()
+                .map(|(index, slices)| datagram(to, flows[index % 3], slices))
+                .collect();
+            assert_eq!(
+                sockets.send(&datagrams),
+                SendReport {
+                    sent: 100,
+                    ..SendReport::default()
+                }
+            );
+            let mut ports = std::collections::HashMap::new();
+            let mut last = [None; 3];
+            for _ in 0..100 {
+                let mut payload = [0; 16];
+                let (length, from) = receiver.recv_from(&mut payload).unwrap();
+                assert_eq!((length, &payload[..3]), (4, &b"no "[..]));
+                let flow = usize::from(payload[3]) % 3;
+                assert!(from.port() >= FIRST_PORT);
+                assert_eq!(*ports.entry(flow).or_insert(from.port()), from.port());
+                assert!(last[flow] < Some(payload[3]));
+                last[flow] = Some(payload[3]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_refused_datagram_does_not_stop_the_batch() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = receiver.local_addr().unwrap();
+        let sockets = SendSockets::open(to.ip()).unwrap();
+        let closed = UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let huge = vec![0; 65_000];
+        let (good, oversized) = (
+            [IoSlice::new(b"good")],
+            [IoSlice::new(&huge), IoSlice::new(&huge)],
+        );
+        // ICMP "port unreachable" comes back at once over loopback, so a later send finds it pending.
+        let batch = [
+            datagram(closed, 1, &good),
+            datagram(closed, 1, &good),
+            datagram(to, 1, &oversized),
+            datagram("[::1]:9".parse().unwrap(), 1, &good),
+            datagram(to, 1, &good),
+        ];
+        let report = sockets.send(&batch);
+        assert_eq!(
+            report,
+            SendReport {
+                sent: 3,
+                too_big: 1,
+                full: 0,
+                failed: 1
+            }
+        );
+        let mut payload = [0; 16];
+        assert_eq!(receiver.recv(&mut payload).unwrap(), 4);
+    }
+
+    #[test]
+    fn ecn_is_set_on_the_outer_header() {
+        let receiver =
+            super::super::receive::ReceiveSocket::open("[::1]:0".parse().unwrap()).unwrap();
+        let to = socket2::SockRef::from(&rustix::fd::AsFd::as_fd(&receiver))
+            .local_addr()
+            .unwrap()
+            .as_socket()
+            .unwrap();
+        let sockets = SendSockets::open(to.ip()).unwrap();
+        let slices = [IoSlice::new(b"x")];
+        let report = sockets.send(&[Datagram {
+            ecn: 0b10,
+            ..datagram(to, 0, &slices)
+        }]);
+        assert_eq!(report.sent, 1);
+        let mut bufs = [crate::frame::DatagramBuf::new()];
+        let mut poll = [rustix::event::PollFd::new(
+            &receiver,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut poll, None).unwrap();
+        assert_eq!(receiver.recv(&mut bufs).unwrap(), 1);
+        assert_eq!(bufs[0].ecn, 0b10);
+    }
+
+    #[test]
+    fn what_is_sent_to_a_source_port_is_filtered() {
+        let sockets = SendSockets::open(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let to = sockets.sockets[0]
+            .local_addr()
+            .unwrap()
+            .as_socket()
+            .unwrap();
+        UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .send_to(b"unwanted", to)
+            .unwrap();
+        let mut nothing = [MaybeUninit::uninit(); 8];
+        // Loopback delivers before `send_to` returns, so there is nothing to wait for.
+        let error = sockets.sockets[0].recv(&mut nothing).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}
