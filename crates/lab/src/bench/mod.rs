@@ -1,0 +1,217 @@
+//! `towline lab bench`: the same loads over several paths, in turns, in one run.
+//!
+//! Every round runs every load over every path, one after the other, and each round begins with another path: what
+//! disturbs the machine for a while disturbs all of them. Medians of the rounds are compared, with their spread beside.
+//! CPU time is that of the generators, of the path's agents and of ksoftirqd; a path that is fast because it burns
+//! another core shows there.
+
+mod load;
+mod path;
+mod report;
+mod stats;
+mod tool;
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cpu::CpuGroup;
+use crate::name::LabName;
+use crate::state::{Folder, State};
+use crate::{down, interrupt, output};
+use load::{Choice, Load};
+use path::{Path, PathKind};
+use report::{Machine, Report};
+use stats::Sample;
+
+/// Options of `lab bench`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: towline lab bench --only tcp1,rr --paths kernel,towline --rounds 7\n\n\
+                        The lab must be up, with two hosts or more and a container on each."
+)]
+pub struct BenchArgs {
+    /// How many times each load runs over each path
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// How long each run takes, in seconds
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+    /// Which loads
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "tcp1,tcp4,udp64,udpmix,rr",
+        value_name = "LOAD,…"
+    )]
+    only: Vec<Choice>,
+    /// Which paths
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "underlay,kernel,towline,plain",
+        value_name = "PATH,…"
+    )]
+    paths: Vec<PathKind>,
+    /// The lab's name
+    #[arg(long, default_value = "lab")]
+    name: LabName,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    crate::require_root("lab bench")?;
+    let lab = &args.name;
+    let folder = Folder::of(lab);
+    let state = folder.open()?;
+    if state.settings.hosts < 2 {
+        bail!("the bench needs two hosts: take lab '{lab}' down, and up with --hosts 2 or more");
+    }
+    let loads = unique(args.only.iter().flat_map(|choice| choice.loads()).copied());
+    if loads
+        .iter()
+        .any(|load| matches!(load, Load::Tcp1 | Load::Tcp4))
+    {
+        crate::require_tool("iperf3", "iperf3")?;
+    }
+    let _lock = folder.lock()?;
+    interrupt::catch()?;
+    // What a bench that was killed left.
+    down::take_down_bench(lab, &folder)?;
+    let machine = Machine::this();
+    let measured = measure(args, &folder, &state, &loads);
+    let taken_down = down::take_down_bench(lab, &folder);
+    let results = report::rows(&measured?);
+    taken_down.context("can't take away what the bench has added to the lab")?;
+    let report = Report {
+        wire: state.settings.wire,
+        rounds: args.rounds,
+        seconds: args.seconds,
+        machine,
+        results,
+    };
+    if args.json {
+        output::json(&report)
+    } else {
+        output::line(&report::text(&report))
+    }
+}
+
+type Samples = Vec<(Load, PathKind, Vec<Sample>)>;
+
+fn measure(
+    args: &BenchArgs,
+    folder: &Folder,
+    state: &State,
+    loads: &[Load],
+) -> anyhow::Result<Samples> {
+    let lab = &args.name;
+    let progress = Progress::new(args.rounds, loads.len() * args.paths.len());
+    progress.say("making the paths");
+    let paths = unique(args.paths.iter().copied())
+        .into_iter()
+        .map(|kind| {
+            interrupt::check()?;
+            path::make(kind, lab, folder, state)
+                .with_context(|| format!("can't make the {} path", kind.name()))
+        })
+        .collect::<anyhow::Result<Vec<Path>>>()?;
+    let tools = CpuGroup::create(lab, "load")?;
+    let mut samples: Samples = loads
+        .iter()
+        .flat_map(|load| paths.iter().map(|path| (*load, path.kind, Vec::new())))
+        .collect();
+    for round in 0..args.rounds as usize {
+        progress.round(round);
+        for (row, load) in loads.iter().enumerate() {
+            for turn in 0..paths.len() {
+                interrupt::check()?;
+                let column = (turn + round) % paths.len();
+                let path = &paths[column];
+                progress.say(&format!(
+                    "{} over the {} path",
+                    load.title(),
+                    path.kind.name()
+                ));
+                let sample = load::measure(*load, path, &tools, args.seconds)?;
+                samples[row * paths.len() + column].2.push(sample);
+                progress.step();
+            }
+        }
+    }
+    progress.finish();
+    Ok(samples)
+}
+
+/// Each once, in the order given.
+fn unique<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = Vec::new();
+    for item in items {
+        if !seen.contains(&item) {
+            seen.push(item);
+        }
+    }
+    seen
+}
+
+/// A bar on a terminal, a line for each round elsewhere; always on stderr.
+struct Progress {
+    bar: Option<ProgressBar>,
+    rounds: u32,
+}
+
+impl Progress {
+    fn new(rounds: u32, steps_a_round: usize) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(u64::from(rounds) * steps_a_round as u64);
+            if let Ok(style) =
+                ProgressStyle::with_template("{bar:30} {pos}/{len}, {eta} to go: {msg}")
+            {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_secs(1));
+            bar
+        });
+        Self { bar, rounds }
+    }
+
+    fn round(&self, round: usize) {
+        if self.bar.is_none() {
+            eprintln!("towline: round {} of {}", round + 1, self.rounds);
+        }
+    }
+
+    fn say(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what.to_owned());
+        }
+    }
+
+    fn step(&self) {
+        if let Some(bar) = &self.bar {
+            bar.inc(1);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_twice_runs_once() {
+        assert_eq!(unique([3, 1, 3, 2, 1].into_iter()), [3, 1, 2]);
+    }
+}

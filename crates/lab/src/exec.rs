@@ -1,0 +1,115 @@
+//! `towline lab exec`: a command inside a host or container of a lab.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, bail};
+use netns::Netns;
+
+use crate::agent;
+use crate::name::{LabName, Role};
+use crate::state::Folder;
+use crate::sysfs;
+
+/// Options of `lab exec`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: towline lab exec lab-h1 -- towline fdb\n\n\
+                        Exit codes: those of the command; 126 it could not be executed, 127 it was not found.")]
+pub struct ExecArgs {
+    /// The lab's name [default: the one that the name given begins with]
+    #[arg(long)]
+    name: Option<LabName>,
+    /// A host or container of the lab, or its switch (lab-sw) or outside (lab-out)
+    #[arg(value_name = "HOST|CONTAINER")]
+    target: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Becomes the command; returns only when that fails.
+pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
+    crate::require_root("lab exec")?;
+    let Some(lab) = args.name.clone().or_else(|| LabName::owning(&args.target)) else {
+        bail!(
+            "'{}' is no name of a lab's host or container: they look like lab-h1 and lab-h1c1",
+            args.target
+        );
+    };
+    let folder = Folder::of(&lab);
+    let containers = folder.containers();
+    let socket = match lab.role(&args.target) {
+        Some(Role::Node(kind, host) | Role::Container(kind, host, _)) => {
+            Some(folder.socket(kind, host))
+        }
+        Some(Role::Switch | Role::Outside) => None,
+        None => match containers.iter().find(|(name, _)| *name == args.target) {
+            Some((_, socket)) => Some(socket.clone()),
+            None => return Err(unknown(&lab, &folder, &args.target)),
+        },
+    };
+    if !Netns::exists(&args.target) {
+        return Err(unknown(&lab, &folder, &args.target));
+    }
+    let netns = Netns::open(&args.target)?;
+    let mut command = Command::new(&args.command[0]);
+    command
+        .args(&args.command[1..])
+        .env("PATH", path_with_own_folder()?);
+    match socket {
+        Some(socket) => command.env("TOWLINE_SOCKET", socket),
+        None => command.env_remove("TOWLINE_SOCKET"),
+    };
+    // The thread that is in the namespace becomes the program; the others end.
+    let error = netns.run(|| sysfs::mount_fresh().map(|()| command.exec()))??;
+    let program = Path::new(&args.command[0]).display();
+    eprintln!(
+        "towline: can't execute {program} in {}: {error}",
+        args.target
+    );
+    Ok(ExitCode::from(
+        if error.kind() == std::io::ErrorKind::NotFound {
+            127
+        } else {
+            126
+        },
+    ))
+}
+
+/// Why there is no such host or container, and which there are.
+fn unknown(lab: &LabName, folder: &Folder, target: &str) -> anyhow::Error {
+    let listed = match (folder.open(), Netns::list()) {
+        (Ok(_), Ok(listed)) => listed,
+        (Err(error), _) => return error,
+        (_, Err(error)) => return error.into(),
+    };
+    let mut names: Vec<String> = listed
+        .into_iter()
+        .filter(|name| lab.role(name).is_some())
+        .collect();
+    names.extend(
+        folder
+            .containers()
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| Netns::exists(name)),
+    );
+    names.sort();
+    names.dedup();
+    anyhow::anyhow!("lab '{lab}' has no '{target}': it has {}", names.join(", "))
+}
+
+/// The running program's folder, then what PATH was: `towline` in the lab is this one.
+fn path_with_own_folder() -> anyhow::Result<OsString> {
+    let program = agent::program()?;
+    let own = program
+        .parent()
+        .context("a program lies in a folder")?
+        .to_owned();
+    let old = std::env::var_os("PATH")
+        .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    std::env::join_paths(std::iter::once(own).chain(std::env::split_paths(&old)))
+        .context("this program's folder has a ':' in its name and can't stand in PATH")
+}

@@ -1,0 +1,268 @@
+//! A lab's folder: /run/towline-lab/NAME, with `lab.json` and a folder for each host.
+//!
+//! It is a memory aid: `lab down` works without it, by the names of namespaces.
+
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::name::{Kind, LabName, Role};
+use crate::process::Process;
+use crate::topology::{Underlay, Wire};
+
+/// Where all labs' folders are.
+pub(crate) const ROOT: &str = "/run/towline-lab";
+
+/// What was asked for at `lab up`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) hosts: u16,
+    pub(crate) containers: u16,
+    pub(crate) subnet: ipnet::IpNet,
+    pub(crate) wire: Wire,
+    pub(crate) underlay: Underlay,
+}
+
+/// What is known of a lab that stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct State {
+    #[serde(flatten)]
+    pub(crate) settings: Settings,
+    /// Whether `lab up` came to its end.
+    pub(crate) complete: bool,
+    /// The agents, in the order of their hosts.
+    pub(crate) agents: Vec<Process>,
+}
+
+/// A lab's folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Folder {
+    lab: LabName,
+    path: PathBuf,
+}
+
+impl Folder {
+    pub(crate) fn of(lab: &LabName) -> Self {
+        Self {
+            lab: lab.clone(),
+            path: Path::new(ROOT).join(lab.to_string()),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the folder, for root alone.
+    pub(crate) fn create(&self) -> anyhow::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
+            .with_context(|| format!("can't make the folder {}", self.path.display()))
+    }
+
+    /// The folder of one host's agent; made if it isn't there.
+    pub(crate) fn host(&self, kind: Kind, host: u16) -> anyhow::Result<PathBuf> {
+        let path = self.host_path(kind, host);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("can't make the folder {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn host_path(&self, kind: Kind, host: u16) -> PathBuf {
+        let name = self.lab.of(Role::Node(kind, host));
+        self.path.join(name.rsplit('-').next().unwrap_or(&name))
+    }
+
+    /// Where the agent of this host listens.
+    pub(crate) fn socket(&self, kind: Kind, host: u16) -> PathBuf {
+        self.host_path(kind, host).join("agent.sock")
+    }
+
+    /// Takes the lab for one command that changes or loads it; let go when the process ends, however it does.
+    pub(crate) fn lock(&self) -> anyhow::Result<File> {
+        let folder = File::open(&self.path)
+            .with_context(|| format!("can't open {}", self.path.display()))?;
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(folder),
+            Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+                "another 'towline lab' is at work on lab '{}': wait for it or end it, then try again",
+                self.lab
+            ),
+            Err(error) => Err(error).with_context(|| format!("can't lock {}", self.path.display())),
+        }
+    }
+
+    /// What is written down, if anything readable is.
+    pub(crate) fn read(&self) -> Option<State> {
+        serde_json::from_slice(&fs::read(self.path.join("lab.json")).ok()?).ok()
+    }
+
+    /// What is written down of a lab that is up.
+    pub(crate) fn open(&self) -> anyhow::Result<State> {
+        match self.read() {
+            Some(state) if state.complete => Ok(state),
+            Some(_) => bail!(
+                "lab '{0}' is not complete: 'towline lab down --name {0}' takes away what there is of it",
+                self.lab
+            ),
+            None => bail!(
+                "there is no lab '{0}': 'towline lab up --name {0}' makes it{1}",
+                self.lab,
+                others()
+                    .map(|names| format!("; up now: {names}"))
+                    .unwrap_or_default()
+            ),
+        }
+    }
+
+    /// Writes it down; a reader sees the old or the new, never half.
+    pub(crate) fn write(&self, state: &State) -> anyhow::Result<()> {
+        let text = serde_json::to_vec_pretty(state).context("a lab's state is plain data")?;
+        let new = self.path.join("lab.json.new");
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, self.path.join("lab.json")))
+            .with_context(|| format!("can't write {}", self.path.join("lab.json").display()))
+    }
+
+    /// Containers that the lab's agents have written down, whatever they are called: names, and their agents' sockets.
+    pub(crate) fn containers(&self) -> Vec<(String, PathBuf)> {
+        let mut found = Vec::new();
+        for host in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let socket = host.path().join("agent.sock");
+            let entries = fs::read_dir(host.path().join("state").join("containers"));
+            let names = entries
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok());
+            found.extend(names.map(|name| (name, socket.clone())));
+        }
+        found
+    }
+
+    /// Removes the folder of one host's agent.
+    pub(crate) fn remove_host(&self, kind: Kind, host: u16) -> anyhow::Result<()> {
+        let path = self.host_path(kind, host);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("can't remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the folder, and the folder of all labs with the last of them. Whether there was anything.
+    pub(crate) fn remove(&self) -> anyhow::Result<bool> {
+        let there = match fs::remove_dir_all(&self.path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't remove {}", self.path.display()));
+            }
+        };
+        // Not empty while another lab is up.
+        let _ = fs::remove_dir(ROOT);
+        Ok(there)
+    }
+}
+
+/// The labs that have a folder, separated by commas.
+fn others() -> Option<String> {
+    let entries = fs::read_dir(ROOT).ok()?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        None
+    } else {
+        Some(names.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(dir: &tempfile::TempDir) -> Folder {
+        Folder {
+            lab: "t".parse().unwrap(),
+            path: dir.path().join("t"),
+        }
+    }
+
+    #[test]
+    fn state_round_trips_and_half_made_labs_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(&dir);
+        assert!(
+            folder
+                .open()
+                .unwrap_err()
+                .to_string()
+                .contains("there is no lab 't'")
+        );
+        folder.create().unwrap();
+        let settings = Settings {
+            hosts: 3,
+            containers: 2,
+            subnet: "10.0.9.0/24".parse().unwrap(),
+            wire: Wire::Mtu,
+            underlay: Underlay::V6,
+        };
+        let mut state = State {
+            settings: settings.clone(),
+            complete: false,
+            agents: vec![Process { pid: 7, start: 8 }],
+        };
+        folder.write(&state).unwrap();
+        assert!(
+            folder
+                .open()
+                .unwrap_err()
+                .to_string()
+                .contains("not complete")
+        );
+        state.complete = true;
+        folder.write(&state).unwrap();
+        let read = folder.open().unwrap();
+        assert_eq!(read.settings, settings);
+        assert_eq!(read.agents, state.agents);
+        fs::write(folder.path.join("lab.json"), "{ torn").unwrap();
+        assert!(folder.read().is_none());
+    }
+
+    #[test]
+    fn one_command_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(&dir);
+        folder.create().unwrap();
+        let first = folder.lock().unwrap();
+        assert!(
+            folder
+                .lock()
+                .unwrap_err()
+                .to_string()
+                .contains("another 'towline lab'")
+        );
+        drop(first);
+        folder.lock().unwrap();
+    }
+
+    #[test]
+    fn sockets_have_room_in_an_address() {
+        let lab: LabName = "x".repeat(32).parse().unwrap();
+        let socket = Folder::of(&lab).socket(Kind::Host, 200);
+        assert!(socket.as_os_str().len() < 108, "{}", socket.display());
+    }
+}

@@ -1,0 +1,196 @@
+//! `towline lab status`: what stands of a lab, and whether it runs.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::NETWORK;
+use crate::agent::Host;
+use crate::name::{Kind, LabName, Role};
+use crate::output;
+use crate::shapes::Container;
+use crate::state::{Folder, State};
+use crate::topology::{self, Underlay, Wire};
+
+/// Options of `lab status`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: towline lab status --json")]
+pub struct StatusArgs {
+    /// The lab's name
+    #[arg(long, default_value = "lab")]
+    name: LabName,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// A lab, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Report {
+    name: String,
+    wire: Wire,
+    underlay: Underlay,
+    network: &'static str,
+    subnet: ipnet::IpNet,
+    hosts: Vec<HostReport>,
+}
+
+/// A host of the lab.
+#[derive(Debug, Serialize)]
+struct HostReport {
+    name: String,
+    address: IpAddr,
+    manager: bool,
+    pid: u32,
+    /// `running`, `stopped`, or `no answer`.
+    agent: &'static str,
+    containers: Vec<ContainerReport>,
+}
+
+/// A container on one of the lab's hosts.
+#[derive(Debug, Serialize)]
+struct ContainerReport {
+    name: String,
+    state: String,
+    ips: Vec<IpAddr>,
+}
+
+pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<()> {
+    show(&args.name, args.json)
+}
+
+/// Prints what stands of the lab.
+pub(crate) fn show(lab: &LabName, json: bool) -> anyhow::Result<()> {
+    crate::require_root("lab status")?;
+    let folder = Folder::of(lab);
+    let report = report(lab, &folder, &folder.open()?);
+    if json {
+        output::json(&report)
+    } else {
+        output::line(&text(&report))
+    }
+}
+
+fn report(lab: &LabName, folder: &Folder, state: &State) -> Report {
+    let settings = &state.settings;
+    let hosts = (1..).zip(&state.agents).map(|(number, agent)| {
+        let asked = Host::open(lab, folder, Kind::Host, number)
+            .and_then(|host| host.ask::<Vec<Container>>(&["ps", "-a"]));
+        HostReport {
+            name: lab.of(Role::Node(Kind::Host, number)),
+            address: topology::address(Kind::Host, number, settings.underlay),
+            manager: number == 1,
+            pid: agent.pid,
+            agent: match (&asked, agent.alive()) {
+                // Also when a user has started another in the place of ours.
+                (Ok(_), _) => "running",
+                (Err(_), true) => "no answer",
+                (Err(_), false) => "stopped",
+            },
+            containers: asked
+                .unwrap_or_default()
+                .into_iter()
+                .map(container)
+                .collect(),
+        }
+    });
+    Report {
+        name: lab.to_string(),
+        wire: settings.wire,
+        underlay: settings.underlay,
+        network: NETWORK,
+        subnet: settings.subnet,
+        hosts: hosts.collect(),
+    }
+}
+
+fn container(container: Container) -> ContainerReport {
+    let ips = container
+        .endpoints
+        .into_iter()
+        .flat_map(|place| place.ips)
+        .collect();
+    ContainerReport {
+        name: container.name,
+        state: container.state,
+        ips,
+    }
+}
+
+fn text(report: &Report) -> String {
+    let rows = report.hosts.iter().map(|host| {
+        let containers: Vec<String> = host.containers.iter().map(describe).collect();
+        let role = if host.manager { "manager" } else { "member" };
+        vec![
+            host.name.clone(),
+            host.address.to_string(),
+            role.to_owned(),
+            format!("{} (pid {})", host.agent, host.pid),
+            if containers.is_empty() {
+                "-".to_owned()
+            } else {
+                containers.join(", ")
+            },
+        ]
+    });
+    let table = output::table(&["HOST", "ADDRESS", "ROLE", "AGENT", "CONTAINERS"], rows);
+    format!("{table}\n\nnetwork {} {}", report.network, report.subnet)
+}
+
+fn describe(container: &ContainerReport) -> String {
+    match container.ips.first() {
+        Some(ip) if container.state == "running" => format!("{} {ip}", container.name),
+        _ => format!("{} ({})", container.name, container.state),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Report {
+        let container = |name: &str, state: &str, ips: &[&str]| ContainerReport {
+            name: name.into(),
+            state: state.into(),
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        };
+        Report {
+            name: "lab".into(),
+            wire: Wire::Mtu,
+            underlay: Underlay::V4,
+            network: NETWORK,
+            subnet: "10.0.9.0/24".parse().unwrap(),
+            hosts: vec![HostReport {
+                name: "lab-h1".into(),
+                address: "192.0.2.1".parse().unwrap(),
+                manager: true,
+                pid: 7,
+                agent: "running",
+                containers: vec![
+                    container("lab-h1c1", "running", &["10.0.9.2"]),
+                    container("job", "exited", &[]),
+                ],
+            }],
+        }
+    }
+
+    #[test]
+    fn the_json_shape_is_as_documented() {
+        let expected = serde_json::json!({
+            "name": "lab", "wire": "mtu", "underlay": "4", "network": "myoverlay", "subnet": "10.0.9.0/24",
+            "hosts": [{
+                "name": "lab-h1", "address": "192.0.2.1", "manager": true, "pid": 7, "agent": "running",
+                "containers": [{"name": "lab-h1c1", "state": "running", "ips": ["10.0.9.2"]},
+                               {"name": "job", "state": "exited", "ips": []}],
+            }],
+        });
+        assert_eq!(serde_json::to_value(sample()).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_table_names_all() {
+        let text = text(&sample());
+        assert!(text.contains("lab-h1c1 10.0.9.2, job (exited)"), "{text}");
+        assert!(text.contains("running (pid 7)"), "{text}");
+    }
+}

@@ -1,0 +1,269 @@
+//! `towline lab up`: hosts, agents, a cluster, a network, containers; all of it or nothing.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use netns::Netns;
+
+use crate::agent::{Agent, Host};
+use crate::name::{Kind, LabName, MAX_CONTAINERS, MAX_HOSTS, Role};
+use crate::shapes::{FdbEntry, Initialized, Network};
+use crate::state::{Folder, Settings, State};
+use crate::topology::{self, Underlay, Wire};
+use crate::{NETWORK, down, interrupt};
+
+/// How long the tables may take to reach every host.
+const TABLES_PATIENCE: Duration = Duration::from_secs(15);
+/// What each container runs: nothing, for longer than any lab.
+const COMMAND: [&str; 2] = ["sleep", "infinity"];
+
+/// Options of `lab up`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: towline lab up --hosts 3 --containers 2")]
+pub struct UpArgs {
+    /// How many hosts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_HOSTS)))]
+    hosts: u16,
+    /// How many containers on each host
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=i64::from(MAX_CONTAINERS)))]
+    containers: u16,
+    /// The lab's name: the names of its hosts and containers begin with it
+    #[arg(long, default_value = "lab")]
+    name: LabName,
+    /// Subnet of the lab's overlay network 'myoverlay'
+    #[arg(long, default_value = "10.0.9.0/24", value_name = "CIDR")]
+    subnet: ipnet::IpNet,
+    /// How the underlay carries packets
+    #[arg(long, value_enum, default_value_t)]
+    wire: Wire,
+    /// IP version between the hosts
+    #[arg(long, value_enum, default_value_t)]
+    underlay: Underlay,
+    /// Print what stands as JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl UpArgs {
+    pub(crate) const fn lab(&self) -> &LabName {
+        &self.name
+    }
+}
+
+/// Brings the lab up. When any step fails, or at Ctrl-C, what was made is taken away again.
+pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
+    let lab = &args.name;
+    check(args)?;
+    interrupt::catch()?;
+    let folder = Folder::of(lab);
+    folder.create()?;
+    let _lock = folder.lock()?;
+    let settings = Settings {
+        hosts: args.hosts,
+        containers: args.containers,
+        subnet: args.subnet,
+        wire: args.wire,
+        underlay: args.underlay,
+    };
+    let mut state = State {
+        settings,
+        complete: false,
+        agents: Vec::new(),
+    };
+    if let Err(error) = make(lab, &folder, &mut state) {
+        return match down::take_down(lab, &folder) {
+            Ok(_) => Err(error.context(format!("lab '{lab}' was not made"))),
+            Err(left) => Err(error.context(format!(
+                "lab '{lab}' was not made, and not all of it could be taken away ({left:#}): run 'towline lab down --name {lab}'"
+            ))),
+        };
+    }
+    Ok(())
+}
+
+/// Refuses before anything has changed.
+fn check(args: &UpArgs) -> anyhow::Result<()> {
+    let lab = &args.name;
+    crate::require_root("lab up")?;
+    if !Path::new("/dev/net/tun").exists() {
+        bail!("there is no /dev/net/tun: load the module with 'modprobe tun'");
+    }
+    crate::require_tool("nft", "nftables")?;
+    if args.subnet != args.subnet.trunc() {
+        bail!(
+            "invalid subnet {}: it should be {}",
+            args.subnet,
+            args.subnet.trunc()
+        );
+    }
+    let room = room_of(args.subnet);
+    let wanted = u128::from(args.hosts) * u128::from(args.containers);
+    if wanted > room {
+        bail!(
+            "{} has room for {room} containers, {wanted} are asked for: give a larger --subnet",
+            args.subnet
+        );
+    }
+    let taken = Netns::list()?
+        .into_iter()
+        .find(|name| lab.role(name).is_some());
+    if let Some(name) = taken {
+        bail!(
+            "namespace {name} is there already: take lab '{lab}' down with 'towline lab down --name {lab}', or give another --name"
+        );
+    }
+    if Folder::of(lab).read().is_some() {
+        bail!("lab '{lab}' has left a folder behind: 'towline lab down --name {lab}' removes it");
+    }
+    Ok(())
+}
+
+/// How many containers a subnet has addresses for: all but its own, the gateway's, and in IPv4 the broadcast address.
+fn room_of(subnet: ipnet::IpNet) -> u128 {
+    let bits = u32::from(subnet.max_prefix_len() - subnet.prefix_len());
+    1_u128
+        .checked_shl(bits)
+        .unwrap_or(u128::MAX)
+        .saturating_sub(3)
+}
+
+fn make(lab: &LabName, folder: &Folder, state: &mut State) -> anyhow::Result<()> {
+    folder.write(state)?;
+    topology::make_underlay(lab)?;
+    let settings = state.settings.clone();
+    let mut agents = Vec::new();
+    for host in 1..=settings.hosts {
+        interrupt::check()?;
+        topology::make_host(lab, Kind::Host, host, settings.wire)?;
+        let agent = Host::open(lab, folder, Kind::Host, host)?.start_agent(&[])?;
+        state.agents.push(agent.process());
+        folder.write(state)?;
+        agents.push(agent);
+    }
+    agents.iter_mut().try_for_each(Agent::wait_ready)?;
+
+    let hosts = (1..=settings.hosts)
+        .map(|host| Host::open(lab, folder, Kind::Host, host))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    make_cluster(&hosts, Kind::Host, settings.underlay)?;
+    make_network(&hosts[0], settings.subnet)?;
+    // One after the other: addresses are handed out in order, so that every lab has the same.
+    for (number, host) in (1..).zip(&hosts) {
+        for index in 1..=settings.containers {
+            interrupt::check()?;
+            run_container(host, &lab.of(Role::Container(Kind::Host, number, index)))?;
+        }
+    }
+    if settings.containers > 0 {
+        wait_for_tables(&hosts)?;
+    }
+    state.complete = true;
+    folder.write(state)
+}
+
+/// Makes the first host a manager and lets the others join it, all at once.
+pub(crate) fn make_cluster(hosts: &[Host], kind: Kind, underlay: Underlay) -> anyhow::Result<()> {
+    let (first, rest) = hosts.split_first().context("a cluster has a first host")?;
+    let manager = topology::address(kind, 1, underlay).to_string();
+    let Initialized { token } = first.ask(&["init", "--advertise", &manager])?;
+    std::thread::scope(|scope| {
+        let joins: Vec<_> = (2..)
+            .zip(rest)
+            .map(|(number, host)| {
+                let (token, manager) = (&token, &manager);
+                let own = topology::address(kind, number, underlay).to_string();
+                scope.spawn(move || {
+                    host.towline(&["join", "--token", token, "--advertise", &own, manager])
+                })
+            })
+            .collect();
+        joins.into_iter().try_for_each(|join| {
+            join.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })?;
+    interrupt::check()
+}
+
+/// Makes the lab's network.
+pub(crate) fn make_network(host: &Host, subnet: ipnet::IpNet) -> anyhow::Result<()> {
+    host.towline(&[
+        "network",
+        "create",
+        "-d",
+        "overlay",
+        "--subnet",
+        &subnet.to_string(),
+        NETWORK,
+    ])
+}
+
+/// Starts a container that does nothing.
+pub(crate) fn run_container(host: &Host, name: &str) -> anyhow::Result<()> {
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        name,
+        "--network",
+        NETWORK,
+        "--",
+        COMMAND[0],
+        COMMAND[1],
+    ];
+    host.towline(&words)
+}
+
+/// Waits until every host knows where every container of the network is.
+pub(crate) fn wait_for_tables(hosts: &[Host]) -> anyhow::Result<()> {
+    let endpoints = endpoints(&hosts[0])?;
+    let deadline = Instant::now() + TABLES_PATIENCE;
+    for host in hosts {
+        loop {
+            interrupt::check()?;
+            let entries: Vec<FdbEntry> = host.ask(&["fdb", "--network", NETWORK])?;
+            let known: HashSet<String> = entries.into_iter().map(|entry| entry.mac).collect();
+            let Some(missing) = endpoints
+                .iter()
+                .find(|endpoint| !known.contains(&endpoint.mac))
+            else {
+                break;
+            };
+            if Instant::now() > deadline {
+                bail!(
+                    "{} has not heard of {} after {TABLES_PATIENCE:?}",
+                    host.name,
+                    missing.container
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
+}
+
+/// The containers of the lab's network, on all hosts.
+pub(crate) fn endpoints(host: &Host) -> anyhow::Result<Vec<crate::shapes::Endpoint>> {
+    let networks: Vec<Network> = host.ask(&["network", "inspect", NETWORK])?;
+    Ok(networks
+        .into_iter()
+        .flat_map(|network| network.endpoints)
+        .filter(|endpoint| endpoint.state == "up")
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_what_can_be_handed_out() {
+        assert_eq!(room_of("10.0.9.0/24".parse().unwrap()), 253);
+        assert_eq!(room_of("10.0.9.0/30".parse().unwrap()), 1);
+        assert_eq!(room_of("10.0.9.1/32".parse().unwrap()), 0);
+        assert!(room_of("fd00::/64".parse().unwrap()) > 1 << 60);
+        assert!(room_of("::/0".parse().unwrap()) > 1 << 60);
+    }
+}
