@@ -1,0 +1,568 @@
+//! Containers as real processes: exit codes, output, signals, and what is left when any of the processes involved is
+//! killed at any moment.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use netns::{Netlink, Netns};
+use serde_json::Value;
+use towline_tests::cluster::{Cluster, Host};
+use towline_tests::{sh, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// `towline ARGS -- sh -c SCRIPT` on this host.
+fn script(host: &Host, args: &str, script: &str) -> Command {
+    let mut command = host.command(args);
+    command.args(["--", "sh", "-c", script]);
+    command
+}
+
+fn output(host: &Host, mut command: Command) -> Output {
+    host.netns.run(|| command.output()).unwrap().unwrap()
+}
+
+fn spawn(host: &Host, mut command: Command) -> Child {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    host.netns.run(|| command.spawn()).unwrap().unwrap()
+}
+
+fn code(host: &Host, args: &str) -> i32 {
+    host.towline(args)
+        .status
+        .code()
+        .expect("towline exits by itself")
+}
+
+fn signal(name: &str, pid: u32) {
+    assert!(
+        Command::new("kill")
+            .args(["-s", name, &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// The container of this name as `ps -a` shows it.
+fn container(host: &Host, name: &str) -> Option<Value> {
+    let all = host.json("ps -a --json");
+    all.as_array()
+        .unwrap()
+        .iter()
+        .find(|container| container["name"] == name)
+        .cloned()
+}
+
+fn pid(host: &Host, name: &str) -> u32 {
+    let container = container(host, name).expect("it was started");
+    u32::try_from(
+        container["pid"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no process: {container}")),
+    )
+    .unwrap()
+}
+
+/// A number of `/proc/PID/stat`, counted as in proc(5).
+fn stat(pid: u32, field: usize) -> u32 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, rest) = text.rsplit_once(')').unwrap();
+    rest.split_whitespace()
+        .nth(field - 3)
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"))
+}
+
+/// Interfaces on the host that containers brought along.
+fn host_interfaces(host: &Host) -> Vec<String> {
+    let links = Netlink::open(&host.netns).unwrap().links().unwrap();
+    links
+        .into_iter()
+        .map(|link| link.name)
+        .filter(|name| name.starts_with("tl"))
+        .collect()
+}
+
+/// Containers that hold an address of `network`, as the manager sees it.
+fn holders(host: &Host, network: &str) -> String {
+    let inspected = host.json(&format!("network inspect {network}"));
+    let network = inspected.get(0).unwrap_or(&inspected);
+    network
+        .get("endpoints")
+        .or_else(|| network.get("containers"))
+        .expect("inspect lists endpoints")
+        .to_string()
+}
+
+/// Nothing of the container `name` is left: not on the host, not in the cluster.
+fn assert_gone(host: &Host, network: &str, name: &str) {
+    wait_until(&format!("{name} is gone"), LIMIT, || {
+        container(host, name).is_none() && !Netns::exists(name)
+    });
+    assert_eq!(host_interfaces(host), Vec::<String>::new());
+    wait_until("the address is free", LIMIT, || {
+        !holders(host, network).contains(name)
+    });
+    assert!(!host.state_dir().join("containers").join(name).exists());
+}
+
+fn one_host() -> Cluster {
+    let cluster = Cluster::joined(1, &[]);
+    cluster.hosts[0].ok("network create --subnet 10.0.9.0/24 -d overlay myoverlay");
+    cluster
+}
+
+#[test]
+fn exit_codes_are_dockers() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = cluster.container("c");
+    for (script_text, expected) in [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("kill -9 $$", 137),
+        ("kill -TERM $$", 143),
+    ] {
+        let ran = output(
+            host,
+            script(
+                host,
+                &format!("run --rm --name {name} --network myoverlay"),
+                script_text,
+            ),
+        );
+        assert_eq!(
+            ran.status.code(),
+            Some(expected),
+            "{script_text}: {}",
+            String::from_utf8_lossy(&ran.stderr)
+        );
+        // `--rm` is done when `run` returns.
+        assert!(!Netns::exists(&name) && container(host, &name).is_none());
+    }
+    host.refused(
+        &format!("run --name {name} --network myoverlay -- no-such-command"),
+        127,
+        &["no-such-command"],
+    );
+    host.refused(
+        &format!("run -d --name {name} -- no-such-command"),
+        127,
+        &["no-such-command"],
+    );
+    host.refused(
+        &format!("run --name {name} -- /etc/passwd"),
+        126,
+        &["/etc/passwd"],
+    );
+    host.refused(
+        &format!("run --name {name} --network nowhere -- true"),
+        125,
+        &["nowhere"],
+    );
+    assert_gone(host, "myoverlay", &name);
+
+    host.ok(&format!("run --name {name} --network myoverlay -- true"));
+    let ended = container(host, &name).expect("kept until it is removed");
+    assert_eq!(
+        (&ended["state"], &ended["exit_code"]),
+        (&Value::from("exited"), &Value::from(0))
+    );
+    assert!(!Netns::exists(&name) && host_interfaces(host).is_empty());
+    assert!(
+        !holders(host, "myoverlay").contains(&name),
+        "its address is free"
+    );
+    host.refused(
+        &format!("run --name {name} -- true"),
+        125,
+        &[&name, "towline rm"],
+    );
+    host.ok(&format!("rm {name}"));
+    assert_gone(host, "myoverlay", &name);
+}
+
+#[test]
+fn in_the_foreground_it_has_the_callers_input_and_output() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = cluster.container("c");
+    let mut running = spawn(
+        host,
+        script(
+            host,
+            &format!("run --name {name}"),
+            "cat; echo wrong >&2; exit 3",
+        ),
+    );
+    let mut input = running.stdin.take().unwrap();
+    input.write_all(b"in and out\n").unwrap();
+    drop(input);
+    let ran = running.wait_with_output().unwrap();
+    assert_eq!(ran.status.code(), Some(3));
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "in and out\n");
+    assert_eq!(String::from_utf8_lossy(&ran.stderr), "wrong\n");
+    let log = host.ok(&format!("logs {name}"));
+    assert!(
+        log.contains("in and out\n") && log.contains("wrong\n"),
+        "{log}"
+    );
+    host.ok(&format!("rm {name}"));
+
+    // More than all pipes on the way hold, to a reader that starts late.
+    let many = script(host, "run --rm", "head -c 3000000 /dev/zero");
+    assert_eq!(output(host, many).stdout.len(), 3_000_000);
+}
+
+#[test]
+fn signals_reach_the_command_and_only_it() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = cluster.container("c");
+    let text = "trap 'echo usr; exit 42' USR1; trap 'echo int' INT; echo ready; while :; do sleep 0.02; done";
+    let mut client = spawn(host, script(host, &format!("run --rm --name {name}"), text));
+    let mut said = BufReader::new(client.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "ready");
+    signal("INT", client.id());
+    assert_eq!(said.next().unwrap().unwrap(), "int");
+    signal("USR1", client.id());
+    assert_eq!(said.next().unwrap().unwrap(), "usr");
+    assert_eq!(client.wait().unwrap().code(), Some(42));
+    assert_gone(host, "myoverlay", &name);
+}
+
+#[test]
+fn the_command_has_a_shim_of_its_own_for_a_parent() {
+    let mut cluster = one_host();
+    let name = cluster.container("c");
+    let host = &mut cluster.hosts[0];
+    assert_eq!(
+        host.ok(&format!(
+            "run -d --name {name} --network myoverlay -- sleep infinity"
+        ))
+        .trim(),
+        name
+    );
+    let command = pid(host, &name);
+    let (shim, session) = (stat(command, 4), stat(command, 6));
+    let line = std::fs::read_to_string(format!("/proc/{shim}/cmdline")).unwrap();
+    assert!(line.starts_with("towline\0shim\0"), "{line}");
+    assert_eq!(session, command, "the command leads a session");
+    assert_eq!(stat(shim, 6), shim, "and so does the shim");
+
+    // It works on while no agent runs, and the next one knows it.
+    host.kill_agent();
+    assert!(is_alive(command));
+    host.start_agent();
+    assert_eq!(pid(host, &name), command);
+    host.ok(&format!("exec {name} -- ping -c 1 -W 5 10.0.9.1"));
+    host.ok(&format!("rm -f {name}"));
+    assert!(!is_alive(command) && !is_alive(shim));
+    assert_gone(host, "myoverlay", &name);
+}
+
+#[test]
+fn a_killed_shim_takes_its_command_along() {
+    let mut cluster = one_host();
+    let name = cluster.container("c");
+    let host = &mut cluster.hosts[0];
+    for agent_is_down in [false, true] {
+        host.ok(&format!(
+            "run -d --name {name} --network myoverlay -- sleep infinity"
+        ));
+        let command = pid(host, &name);
+        if agent_is_down {
+            host.kill_agent();
+        }
+        signal("KILL", stat(command, 4));
+        wait_until("the command dies with its shim", LIMIT, || {
+            !is_alive(command)
+        });
+        if agent_is_down {
+            host.start_agent();
+        }
+        wait_until("the end is noticed", LIMIT, || {
+            container(host, &name).is_some_and(|container| container["exit_code"] == 137)
+        });
+        assert!(!Netns::exists(&name) && host_interfaces(host).is_empty());
+        host.ok(&format!("rm {name}"));
+        assert_gone(host, "myoverlay", &name);
+    }
+}
+
+#[test]
+fn what_a_command_leaves_behind_is_killed() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = cluster.container("c");
+    // A daemon in a session of its own, and one that has left the namespace too.
+    let text = "setsid sleep 86341 & setsid unshare -n sleep 86342 & sleep 0.2; echo done";
+    let mut client = spawn(
+        host,
+        script(
+            host,
+            &format!("run --rm --name {name} --network myoverlay"),
+            text,
+        ),
+    );
+    wait_until("the namespace is there", LIMIT, || Netns::exists(&name));
+    // Gone with the namespace, and not only with its name.
+    let switch = Netlink::open(&cluster.switch).unwrap();
+    switch
+        .add_veth("probe", "probe", &Netns::open(&name).unwrap())
+        .unwrap();
+    assert_eq!(client.wait().unwrap().code(), Some(0));
+    let mut said = String::new();
+    client
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert_eq!(said, "done\n");
+    let left = Command::new("ps").args(["-eo", "args"]).output().unwrap();
+    let left = String::from_utf8_lossy(&left.stdout).into_owned();
+    assert!(
+        !left.contains("sleep 86341") && !left.contains("sleep 86342"),
+        "{left}"
+    );
+    wait_until("the namespace is gone", LIMIT, || {
+        switch.link("probe").unwrap().is_none()
+    });
+    assert_gone(host, "myoverlay", &name);
+}
+
+#[test]
+fn exec_is_inside_and_ends_with_the_container() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = cluster.container("c");
+    host.ok(&format!(
+        "run -d --name {name} --network myoverlay -- sleep infinity"
+    ));
+    let links = host.ok(&format!("exec {name} -- ls /sys/class/net"));
+    assert_eq!(
+        links.split_whitespace().collect::<Vec<_>>(),
+        ["eth0", "eth1", "lo"],
+        "its own /sys"
+    );
+    assert_eq!(
+        output(host, script(host, &format!("exec {name}"), "exit 5"))
+            .status
+            .code(),
+        Some(5)
+    );
+    host.refused(
+        &format!("exec {name} -- no-such-command"),
+        127,
+        &["no-such-command"],
+    );
+    host.refused(
+        &format!("exec {name} -- /etc/passwd"),
+        126,
+        &["/etc/passwd"],
+    );
+    host.refused("exec nobody -- true", 125, &["nobody", "towline ps"]);
+
+    let mut inside = spawn(
+        host,
+        script(
+            host,
+            &format!("exec {name}"),
+            "echo in; exec sleep infinity",
+        ),
+    );
+    let mut said = String::new();
+    BufReader::new(inside.stdout.as_mut().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    assert_eq!(said, "in\n");
+    host.refused(&format!("rm {name}"), 1, &[&name, "running", "rm -f"]);
+    host.ok(&format!("rm -f {name}"));
+    assert_eq!(inside.wait().unwrap().signal(), Some(9));
+    assert_gone(host, "myoverlay", &name);
+    assert_eq!(
+        code(host, &format!("rm -f {name}")),
+        0,
+        "a second time is harmless"
+    );
+    host.refused(&format!("rm {name}"), 1, &[&name, "towline ps"]);
+}
+
+#[test]
+fn logs_follow_to_the_end() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = cluster.container("c");
+    let fifo = host.state_dir().join("go");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let text = format!("echo one; cat {} >&2; echo three", fifo.display());
+    let started = output(host, script(host, &format!("run -d --name {name}"), &text));
+    assert_eq!(
+        started.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&started.stderr)
+    );
+    let mut following = spawn(host, host.command(&format!("logs -f {name}")));
+    let mut said = BufReader::new(following.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "one");
+    std::fs::write(&fifo, "two\n").unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "two");
+    assert_eq!(said.next().unwrap().unwrap(), "three");
+    assert!(said.next().is_none(), "it ends with the container");
+    assert!(following.wait().unwrap().success());
+    wait_until("it is cleared away", LIMIT, || !Netns::exists(&name));
+    assert_eq!(host.ok(&format!("logs {name}")), "one\ntwo\nthree\n");
+    host.ok(&format!("rm {name}"));
+    assert!(!host.ok("ps -a").contains(&name));
+}
+
+#[test]
+fn without_a_network_it_has_the_gateway_bridge_alone() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = host.ok("run -d -- sleep infinity").trim().to_owned();
+    let netns = Netns::open(&name).unwrap();
+    let routes = sh(&netns, "ip route show default");
+    assert!(routes.contains("dev eth0"), "{routes}");
+    assert!(
+        Netlink::open(&netns)
+            .unwrap()
+            .link("eth1")
+            .unwrap()
+            .is_none()
+    );
+    let shown = container(host, &name).unwrap();
+    assert_eq!(shown["gwbridge"]["interface"], "eth0");
+    let interface = shown["gwbridge"]["host_interface"].as_str().unwrap();
+    let link = Netlink::open(&host.netns)
+        .unwrap()
+        .link(interface)
+        .unwrap()
+        .expect("its other end is on the host");
+    assert_eq!(link.alias, Some(format!("towline container {name}")));
+    let id = shown["id"].as_str().unwrap();
+    host.ok(&format!("rm -f {}", &id[..6]));
+    assert_gone(host, "myoverlay", &name);
+}
+
+#[test]
+fn names_that_are_taken_or_impossible_are_refused() {
+    let cluster = Cluster::joined(2, &[]);
+    let [one, other] = &cluster.hosts[..] else {
+        unreachable!("two were asked for")
+    };
+    let name = cluster.container("c");
+    one.ok(&format!("run -d --name {name} -- sleep infinity"));
+    one.refused(
+        &format!("run --name {name} -- true"),
+        125,
+        &[&name, "--name"],
+    );
+    // Network namespaces are the machine's here: the other host sees a foreign one.
+    other.refused(&format!("run --name {name} -- true"), 125, &[&name]);
+    one.ok(&format!("rm -f {name}"));
+    other.ok(&format!("run --rm --name {name} -- true"));
+
+    let foreign = towline_tests::TestNetns::new(cluster.container("foreign"));
+    one.refused(
+        &format!("run --name {} -- true", foreign.name()),
+        125,
+        &[foreign.name(), "ip netns"],
+    );
+    assert!(Netns::exists(foreign.name()), "it is not ours to delete");
+    // Refusing it left its name to the cluster.
+    for bad in ["../c", "a/b", "Upper", "-x", &"x".repeat(300)] {
+        one.refused(&format!("run --name={bad} -- true"), 125, &["a-z0-9"]);
+    }
+    for option in [
+        "--publish=80:80",
+        "-v=/a:/b",
+        "--mount=x",
+        "-t",
+        "--network-alias=x",
+    ] {
+        one.refused(&format!("run {option} -- true"), 2, &["not built yet"]);
+    }
+    assert!(one.json("ps -a --json").as_array().unwrap().is_empty());
+}
+
+#[test]
+fn a_client_killed_at_any_moment_leaves_nothing_half_made() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = cluster.container("c");
+    for delay in (0..120).step_by(8) {
+        let run = format!("run -d --name {name} --network myoverlay -- sleep infinity");
+        let mut client = spawn(host, host.command(&run));
+        std::thread::sleep(Duration::from_millis(delay));
+        let _ = client.kill();
+        client.wait().unwrap();
+        // Started, or gone without a trace: nothing between.
+        wait_until(&format!("after {delay} ms: all or nothing"), LIMIT, || {
+            container(host, &name).map_or(!Netns::exists(&name), |container| {
+                container["state"] == "running"
+            })
+        });
+        host.ok(&format!("rm -f {name}"));
+        assert_gone(host, "myoverlay", &name);
+    }
+}
+
+#[test]
+fn an_agent_killed_at_any_moment_of_a_start_leaves_nothing_half_made() {
+    let mut cluster = one_host();
+    let name = cluster.container("c");
+    let host = &mut cluster.hosts[0];
+    for delay in (0..120).step_by(8) {
+        let run = format!("run -d --name {name} --network myoverlay -- sleep infinity");
+        let mut client = spawn(host, host.command(&run));
+        std::thread::sleep(Duration::from_millis(delay));
+        host.kill_agent();
+        client.wait().unwrap();
+        host.start_agent();
+        wait_until(&format!("after {delay} ms: all or nothing"), LIMIT, || {
+            container(host, &name).map_or(!Netns::exists(&name), |container| {
+                container["state"] == "running"
+            })
+        });
+        host.ok(&format!("rm -f {name}"));
+        assert_gone(host, "myoverlay", &name);
+    }
+}
+
+#[test]
+fn an_agent_killed_at_any_moment_of_an_end_leaves_nothing() {
+    let mut cluster = one_host();
+    let name = cluster.container("c");
+    let host = &mut cluster.hosts[0];
+    for delay in (0..60).step_by(6) {
+        host.ok(&format!(
+            "run -d --rm --name {name} --network myoverlay -- sleep infinity"
+        ));
+        let command = pid(host, &name);
+        signal("KILL", command);
+        std::thread::sleep(Duration::from_millis(delay));
+        host.kill_agent();
+        host.start_agent();
+        assert_gone(host, "myoverlay", &name);
+    }
+}
