@@ -320,3 +320,6 @@ fn check_sender(network: &Network, from: SocketAddr, source: MacAddr) -> Result<
         None => Err(DropReason::UnknownSource),
     }
 }
+
+#[cfg(test)]
+mod tests;

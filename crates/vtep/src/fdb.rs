@@ -8,6 +8,8 @@
 //! control planes than learning). Entries that come with a local port stand beside those for remotes: while both exist
 //! the port's counts, and removing one leaves the other, so the order in which an endpoint's move is told does not matter.
 
+mod writer;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -357,135 +359,7 @@ impl NeighborEntry {
     }
 }
 
+pub use writer::TableWriter;
+
 /// Where workers load the newest [`Tables`] from, once per batch.
 pub type SharedTables = Arc<ArcSwap<Tables>>;
-
-/// Applies changes and publishes the result. One thread owns it.
-pub struct TableWriter {
-    tables: Tables,
-    shared: SharedTables,
-}
-
-impl TableWriter {
-    /// Empty tables.
-    #[must_use]
-    pub fn new() -> Self {
-        let tables = Tables::new();
-        Self {
-            shared: Arc::new(ArcSwap::from_pointee(tables.clone())),
-            tables,
-        }
-    }
-
-    /// Where readers find what is published.
-    #[must_use]
-    pub fn shared(&self) -> SharedTables {
-        Arc::clone(&self.shared)
-    }
-
-    /// Applies the changes in order and publishes them together. A change for a network that does not exist is ignored.
-    pub fn apply(&mut self, changes: &[Change]) {
-        let mut members_changed = Vec::new();
-        for change in changes {
-            self.apply_one(change);
-            if let Change::SetMember { vni, .. } | Change::RemoveMember { vni, .. } = change {
-                members_changed.push(*vni);
-            }
-        }
-        // Once per batch: a list of 10,000 members is not sorted 10,000 times.
-        members_changed.sort_unstable();
-        members_changed.dedup();
-        for vni in members_changed {
-            self.change_network(vni, Network::derive_flood_remotes);
-        }
-        self.shared.store(Arc::new(self.tables.clone()));
-    }
-
-    fn apply_one(&mut self, change: &Change) {
-        match change {
-            Change::SetNetwork(config) => self.set_network(config),
-            Change::RemoveNetwork(vni) => {
-                Arc::make_mut(&mut self.tables.networks).remove(vni);
-            }
-            Change::SetFdb { vni, mac, remote } => {
-                self.change_network(*vni, |network| {
-                    network.change_fdb(*mac, |entry| entry.remote = Some(*remote))
-                });
-            }
-            Change::RemoveFdb { vni, mac } => {
-                self.change_network(*vni, |network| {
-                    network.change_fdb(*mac, |entry| entry.remote = None)
-                });
-            }
-            Change::SetNeighbor { vni, ip, mac } => {
-                self.change_network(*vni, |network| {
-                    network.change_neighbor(*ip, |entry| entry.row = Some(*mac))
-                });
-            }
-            Change::RemoveNeighbor { vni, ip } => {
-                self.change_network(*vni, |network| {
-                    network.change_neighbor(*ip, |entry| entry.row = None)
-                });
-            }
-            Change::SetMember { vni, remote, flood } => self.change_network(*vni, |network| {
-                network.members.insert(
-                    remote.ip(),
-                    Member {
-                        remote: *remote,
-                        flood: *flood,
-                    },
-                );
-            }),
-            Change::RemoveMember { vni, addr } => self.change_network(*vni, |network| {
-                network.members.remove(addr);
-            }),
-            Change::AddPort(port) => self.add_port(port),
-            Change::RemovePort(id) => self.remove_port(*id),
-        }
-    }
-
-    fn set_network(&mut self, config: &NetworkConfig) {
-        let networks = Arc::make_mut(&mut self.tables.networks);
-        if let Some(network) = networks.get_mut(&config.vni) {
-            Arc::make_mut(network).config = config.clone();
-            return;
-        }
-        let mut network = Network::new(config.clone());
-        // Ports may have been attached before their network was known.
-        let mut ports: Vec<_> = self
-            .tables
-            .ports
-            .values()
-            .filter(|port| port.vni == config.vni)
-            .collect();
-        ports.sort_unstable_by_key(|port| port.id);
-        for port in ports {
-            network.add_port(port);
-        }
-        networks.insert(config.vni, Arc::new(network));
-    }
-
-    fn add_port(&mut self, port: &Port) {
-        self.remove_port(port.id);
-        Arc::make_mut(&mut self.tables.ports).insert(port.id, Arc::new(port.clone()));
-        self.change_network(port.vni, |network| network.add_port(port));
-    }
-
-    fn remove_port(&mut self, id: PortId) {
-        if let Some(port) = Arc::make_mut(&mut self.tables.ports).remove(&id) {
-            self.change_network(port.vni, |network| network.remove_port(&port));
-        }
-    }
-
-    fn change_network(&mut self, vni: Vni, change: impl FnOnce(&mut Network)) {
-        if let Some(network) = Arc::make_mut(&mut self.tables.networks).get_mut(&vni) {
-            change(Arc::make_mut(network));
-        }
-    }
-}
-
-impl Default for TableWriter {
-    fn default() -> Self {
-        Self::new()
-    }
-}

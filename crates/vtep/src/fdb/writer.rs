@@ -1,0 +1,456 @@
+//! Applies changes to the tables and publishes them.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::{Change, Member, Network, NetworkConfig, Port, PortId, SharedTables, Tables};
+use crate::Vni;
+
+/// Applies changes and publishes the result. One thread owns it.
+pub struct TableWriter {
+    tables: Tables,
+    shared: SharedTables,
+}
+
+impl TableWriter {
+    /// Empty tables.
+    #[must_use]
+    pub fn new() -> Self {
+        let tables = Tables::new();
+        Self {
+            shared: Arc::new(ArcSwap::from_pointee(tables.clone())),
+            tables,
+        }
+    }
+
+    /// Where readers find what is published.
+    #[must_use]
+    pub fn shared(&self) -> SharedTables {
+        Arc::clone(&self.shared)
+    }
+
+    /// Applies the changes in order and publishes them together. A change for a network that does not exist is ignored.
+    pub fn apply(&mut self, changes: &[Change]) {
+        let mut members_changed = Vec::new();
+        for change in changes {
+            self.apply_one(change);
+            if let Change::SetMember { vni, .. } | Change::RemoveMember { vni, .. } = change {
+                members_changed.push(*vni);
+            }
+        }
+        // Once per batch: a list of 10,000 members is not sorted 10,000 times.
+        members_changed.sort_unstable();
+        members_changed.dedup();
+        for vni in members_changed {
+            self.change_network(vni, Network::derive_flood_remotes);
+        }
+        self.shared.store(Arc::new(self.tables.clone()));
+    }
+
+    fn apply_one(&mut self, change: &Change) {
+        match change {
+            Change::SetNetwork(config) => self.set_network(config),
+            Change::RemoveNetwork(vni) => {
+                Arc::make_mut(&mut self.tables.networks).remove(vni);
+            }
+            Change::SetFdb { vni, mac, remote } => {
+                self.change_network(*vni, |network| {
+                    network.change_fdb(*mac, |entry| entry.remote = Some(*remote))
+                });
+            }
+            Change::RemoveFdb { vni, mac } => {
+                self.change_network(*vni, |network| {
+                    network.change_fdb(*mac, |entry| entry.remote = None)
+                });
+            }
+            Change::SetNeighbor { vni, ip, mac } => {
+                self.change_network(*vni, |network| {
+                    network.change_neighbor(*ip, |entry| entry.row = Some(*mac))
+                });
+            }
+            Change::RemoveNeighbor { vni, ip } => {
+                self.change_network(*vni, |network| {
+                    network.change_neighbor(*ip, |entry| entry.row = None)
+                });
+            }
+            Change::SetMember { vni, remote, flood } => self.change_network(*vni, |network| {
+                network.members.insert(
+                    remote.ip(),
+                    Member {
+                        remote: *remote,
+                        flood: *flood,
+                    },
+                );
+            }),
+            Change::RemoveMember { vni, addr } => self.change_network(*vni, |network| {
+                network.members.remove(addr);
+            }),
+            Change::AddPort(port) => self.add_port(port),
+            Change::RemovePort(id) => self.remove_port(*id),
+        }
+    }
+
+    fn set_network(&mut self, config: &NetworkConfig) {
+        let networks = Arc::make_mut(&mut self.tables.networks);
+        if let Some(network) = networks.get_mut(&config.vni) {
+            Arc::make_mut(network).config = config.clone();
+            return;
+        }
+        let mut network = Network::new(config.clone());
+        // Ports may have been attached before their network was known.
+        let mut ports: Vec<_> = self
+            .tables
+            .ports
+            .values()
+            .filter(|port| port.vni == config.vni)
+            .collect();
+        ports.sort_unstable_by_key(|port| port.id);
+        for port in ports {
+            network.add_port(port);
+        }
+        networks.insert(config.vni, Arc::new(network));
+    }
+
+    fn add_port(&mut self, port: &Port) {
+        self.remove_port(port.id);
+        Arc::make_mut(&mut self.tables.ports).insert(port.id, Arc::new(port.clone()));
+        self.change_network(port.vni, |network| network.add_port(port));
+    }
+
+    fn remove_port(&mut self, id: PortId) {
+        if let Some(port) = Arc::make_mut(&mut self.tables.ports).remove(&id) {
+            self.change_network(port.vni, |network| network.remove_port(&port));
+        }
+    }
+
+    fn change_network(&mut self, vni: Vni, change: impl FnOnce(&mut Network)) {
+        if let Some(network) = Arc::make_mut(&mut self.tables.networks).get_mut(&vni) {
+            change(Arc::make_mut(network));
+        }
+    }
+}
+
+impl Default for TableWriter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::{IpAddr, SocketAddr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::MacAddr;
+    use crate::fdb::Location;
+
+    const VNI: Vni = Vni::from_be_bytes([0, 0, 7]);
+
+    fn network(vni: Vni) -> NetworkConfig {
+        NetworkConfig {
+            vni,
+            mtu: 1450,
+            gateway_mac: MacAddr::new([2; 6]),
+            gateway_ips: Vec::new(),
+            flood: true,
+            vlan_pass: false,
+        }
+    }
+
+    fn mac(number: u8) -> MacAddr {
+        MacAddr::new([2, 0, 0, 0, 0, number])
+    }
+
+    fn remote(number: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, number], 4789))
+    }
+
+    fn port(id: u32, number: u8) -> Port {
+        Port {
+            id: PortId(id),
+            vni: VNI,
+            mac: mac(number),
+            ips: vec![ip(number)],
+            mtu: 1450,
+        }
+    }
+
+    fn ip(number: u8) -> IpAddr {
+        IpAddr::from([10, 0, 9, number])
+    }
+
+    fn written(changes: &[Change]) -> TableWriter {
+        let mut writer = TableWriter::new();
+        writer.apply(&[Change::SetNetwork(network(VNI))]);
+        writer.apply(changes);
+        writer
+    }
+
+    #[test]
+    fn readers_keep_the_snapshot_they_loaded() {
+        let mut writer = written(&[Change::SetFdb {
+            vni: VNI,
+            mac: mac(1),
+            remote: remote(1),
+        }]);
+        let before = writer.shared().load_full();
+        writer.apply(&[
+            Change::SetFdb {
+                vni: VNI,
+                mac: mac(1),
+                remote: remote(2),
+            },
+            Change::RemoveNetwork(Vni::MAX),
+        ]);
+        assert_eq!(
+            before.network(VNI).unwrap().lookup(mac(1)),
+            Some(Location::Remote(remote(1)))
+        );
+        let after = writer.shared().load_full();
+        assert_eq!(
+            after.network(VNI).unwrap().lookup(mac(1)),
+            Some(Location::Remote(remote(2)))
+        );
+    }
+
+    #[test]
+    fn a_move_may_be_told_in_any_order() {
+        // Conformance V24: a late removal of the old place removes nothing of the new one.
+        let away = [
+            Change::RemovePort(PortId(1)),
+            Change::SetFdb {
+                vni: VNI,
+                mac: mac(1),
+                remote: remote(1),
+            },
+        ];
+        for order in [[0, 1], [1, 0]] {
+            let mut writer = written(&[Change::AddPort(port(1, 1))]);
+            writer.apply(&order.map(|index: usize| away[index].clone()));
+            let tables = writer.shared().load_full();
+            assert_eq!(
+                tables.network(VNI).unwrap().lookup(mac(1)),
+                Some(Location::Remote(remote(1)))
+            );
+        }
+        let home = [
+            Change::AddPort(port(2, 1)),
+            Change::RemoveFdb {
+                vni: VNI,
+                mac: mac(1),
+            },
+        ];
+        for order in [[0, 1], [1, 0]] {
+            let mut writer = written(&[Change::SetFdb {
+                vni: VNI,
+                mac: mac(1),
+                remote: remote(1),
+            }]);
+            writer.apply(&order.map(|index: usize| home[index].clone()));
+            let tables = writer.shared().load_full();
+            assert_eq!(
+                tables.network(VNI).unwrap().lookup(mac(1)),
+                Some(Location::Local(PortId(2)))
+            );
+        }
+    }
+
+    #[test]
+    fn an_older_port_takes_nothing_of_a_newer_one_with_it() {
+        let mut writer = written(&[
+            Change::AddPort(port(1, 1)),
+            Change::AddPort(port(2, 1)),
+            Change::RemovePort(PortId(1)),
+        ]);
+        let tables = writer.shared().load_full();
+        let seen = tables.network(VNI).unwrap();
+        assert_eq!(
+            (seen.lookup(mac(1)), seen.neighbor(ip(1))),
+            (Some(Location::Local(PortId(2))), Some(mac(1)))
+        );
+        assert_eq!(seen.ports(), [PortId(2)]);
+        writer.apply(&[Change::RemovePort(PortId(2)), Change::RemovePort(PortId(2))]);
+        let tables = writer.shared().load_full();
+        assert!(tables.network(VNI).unwrap().is_empty());
+        assert_eq!(
+            tables.ports().count() + tables.network(VNI).unwrap().neighbors().count(),
+            0
+        );
+    }
+
+    #[test]
+    fn a_port_may_come_before_its_network() {
+        let mut writer = TableWriter::new();
+        writer.apply(&[
+            Change::AddPort(port(1, 1)),
+            Change::SetNetwork(network(VNI)),
+        ]);
+        let tables = writer.shared().load_full();
+        assert_eq!(
+            tables.network(VNI).unwrap().lookup(mac(1)),
+            Some(Location::Local(PortId(1)))
+        );
+        assert_eq!(tables.network(VNI).unwrap().ports(), [PortId(1)]);
+    }
+
+    #[test]
+    fn a_changed_network_keeps_its_entries() {
+        let mut writer = written(&[Change::SetFdb {
+            vni: VNI,
+            mac: mac(1),
+            remote: remote(1),
+        }]);
+        writer.apply(&[Change::SetNetwork(NetworkConfig {
+            flood: false,
+            ..network(VNI)
+        })]);
+        let tables = writer.shared().load_full();
+        assert!(!tables.network(VNI).unwrap().config().flood);
+        assert_eq!(
+            tables.entries().collect::<Vec<_>>(),
+            [(VNI, mac(1), Location::Remote(remote(1)))]
+        );
+    }
+
+    #[test]
+    fn masked_members_may_send_and_get_no_floods() {
+        let mut writer = written(&[
+            Change::SetMember {
+                vni: VNI,
+                remote: remote(2),
+                flood: true,
+            },
+            Change::SetMember {
+                vni: VNI,
+                remote: remote(1),
+                flood: true,
+            },
+            Change::SetMember {
+                vni: VNI,
+                remote: remote(3),
+                flood: false,
+            },
+        ]);
+        let tables = writer.shared().load_full();
+        let seen = tables.network(VNI).unwrap();
+        assert_eq!(seen.flood_remotes(), [remote(1), remote(2)]);
+        assert!(seen.is_member(remote(3).ip()));
+        writer.apply(&[
+            Change::SetMember {
+                vni: VNI,
+                remote: remote(1),
+                flood: false,
+            },
+            Change::RemoveMember {
+                vni: VNI,
+                addr: remote(2).ip(),
+            },
+        ]);
+        let tables = writer.shared().load_full();
+        let seen = tables.network(VNI).unwrap();
+        assert!(
+            seen.flood_remotes().is_empty()
+                && seen.is_member(remote(1).ip())
+                && !seen.is_member(remote(2).ip())
+        );
+    }
+
+    #[test]
+    fn changes_for_unknown_networks_are_ignored() {
+        let mut writer = TableWriter::new();
+        writer.apply(&[
+            Change::SetFdb {
+                vni: VNI,
+                mac: mac(1),
+                remote: remote(1),
+            },
+            Change::SetMember {
+                vni: VNI,
+                remote: remote(1),
+                flood: true,
+            },
+        ]);
+        assert_eq!(writer.shared().load().networks().count(), 0);
+    }
+
+    /// The same tables as plain maps, entry by entry.
+    #[derive(Default)]
+    struct Model {
+        remotes: BTreeMap<(Vni, MacAddr), SocketAddr>,
+        ports: Vec<Port>,
+    }
+
+    impl Model {
+        fn apply(&mut self, change: &Change) {
+            match change {
+                Change::SetFdb { vni, mac, remote } => {
+                    self.remotes.insert((*vni, *mac), *remote);
+                }
+                Change::RemoveFdb { vni, mac } => {
+                    self.remotes.remove(&(*vni, *mac));
+                }
+                Change::AddPort(port) => {
+                    self.ports.retain(|other| other.id != port.id);
+                    self.ports.push(port.clone());
+                }
+                Change::RemovePort(id) => self.ports.retain(|port| port.id != *id),
+                _ => unreachable!("not generated"),
+            }
+        }
+
+        fn entries(&self) -> BTreeMap<(Vni, MacAddr), Location> {
+            let remotes = self
+                .remotes
+                .iter()
+                .map(|(key, remote)| (*key, Location::Remote(*remote)));
+            let locals = self
+                .ports
+                .iter()
+                .map(|port| ((port.vni, port.mac), Location::Local(port.id)));
+            remotes.chain(locals).collect()
+        }
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let vni = prop_oneof![Just(VNI), Just(Vni::MAX)];
+        let remotes = (vni.clone(), 0..8_u8, 1..4_u8);
+        prop_oneof![
+            remotes.clone().prop_map(|(vni, m, r)| Change::SetFdb {
+                vni,
+                mac: mac(m),
+                remote: remote(r)
+            }),
+            remotes.prop_map(|(vni, m, _)| Change::RemoveFdb { vni, mac: mac(m) }),
+            // Each port has a MAC of its own: two ports that share one are another test.
+            (vni, 0..8_u8).prop_map(|(vni, m)| Change::AddPort(Port {
+                vni,
+                ..port(m.into(), m)
+            })),
+            (0..8_u32).prop_map(|id| Change::RemovePort(PortId(id))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn tables_are_those_of_plain_maps(batches in prop::collection::vec(prop::collection::vec(change(), 0..6), 0..20)) {
+            // Conformance V4: the same MAC in two networks is two entries.
+            let mut writer = TableWriter::new();
+            writer.apply(&[Change::SetNetwork(network(VNI)), Change::SetNetwork(network(Vni::MAX))]);
+            let mut model = Model::default();
+            for batch in batches {
+                writer.apply(&batch);
+                batch.iter().for_each(|change| model.apply(change));
+                let tables = writer.shared().load_full();
+                let entries: BTreeMap<_, _> = tables.entries().map(|(vni, mac, location)| ((vni, mac), location)).collect();
+                prop_assert_eq!(&entries, &model.entries());
+                for ((vni, mac), location) in entries {
+                    prop_assert_eq!(tables.network(vni).unwrap().lookup(mac), Some(location));
+                }
+            }
+        }
+    }
+}
