@@ -8,14 +8,14 @@ use crate::api::{Reply, Request, Response};
 
 /// A connection to the agent of this host.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     stream: BufReader<UnixStream>,
     socket: PathBuf,
 }
 
 /// Why the agent could not be asked, or what it refused.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// Nothing listens on the socket.
     #[error(
         "no agent answers at {}: start it with 'towline agent' as root, \
@@ -43,15 +43,21 @@ impl Client {
     ///
     /// # Errors
     /// When no agent listens there or the caller may not use the socket.
-    pub fn connect(socket: &Path) -> Result<Self, ClientError> {
+    pub(crate) fn connect(socket: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
                 ClientError::NoAgent(socket.to_owned())
             }
             ErrorKind::PermissionDenied => ClientError::NotAllowed(socket.to_owned()),
-            _ => ClientError::Broken { socket: socket.to_owned(), cause: error.to_string() },
+            _ => ClientError::Broken {
+                socket: socket.to_owned(),
+                cause: error.to_string(),
+            },
         })?;
-        Ok(Self { stream: BufReader::new(stream), socket: socket.to_owned() })
+        Ok(Self {
+            stream: BufReader::new(stream),
+            socket: socket.to_owned(),
+        })
     }
 
     /// Sends `request` and waits for the answer, however long it takes: the agent
@@ -59,13 +65,14 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`] carries the agent's own message.
-    pub fn request(&mut self, request: &Request) -> Result<Response, ClientError> {
+    pub(crate) fn request(&mut self, request: &Request) -> Result<Response, ClientError> {
         match self.exchange(request) {
             Ok(Reply::Ok(response)) => Ok(response),
             Ok(Reply::Error(message)) => Err(ClientError::Refused(message)),
-            Err(error) => {
-                Err(ClientError::Broken { socket: self.socket.clone(), cause: error.to_string() })
-            }
+            Err(error) => Err(ClientError::Broken {
+                socket: self.socket.clone(),
+                cause: error.to_string(),
+            }),
         }
     }
 

@@ -109,8 +109,14 @@ fn read(path: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
     // The parser's message has several lines; an error here is one.
     toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-        anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message().replace('\n', " "))
+        let line = error
+            .span()
+            .map_or(1, |span| text[..span.start].lines().count().max(1));
+        anyhow::anyhow!(
+            "{}, line {line}: {}",
+            path.display(),
+            error.message().replace('\n', " ")
+        )
     })
 }
 
@@ -128,31 +134,23 @@ fn absolute(path: Option<PathBuf>, default: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn hostname() -> anyhow::Result<String> {
-    let uname = rustix::system::uname();
-    let name = uname.nodename().to_str().context("the hostname is not UTF-8; give a name with --name")?;
-    Ok(name.to_ascii_lowercase())
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .context("cannot read the hostname; give a name with --name")?;
+    Ok(name.trim().to_ascii_lowercase())
 }
 
 /// Checks a name that people give to hosts, networks and containers.
 ///
-/// `[a-z0-9][a-z0-9_.-]{0,62}`: safe as a file name, as the name of a network
-/// namespace and as a DNS label.
-///
 /// # Errors
-/// Names `what` and the text, cut when it is long.
+/// Names `what`, the text (cut when it is long), and what would do.
 pub(crate) fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
-    let mut bytes = name.bytes();
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let first = bytes.next().is_some_and(plain);
-    let rest = bytes.all(|byte| plain(byte) || matches!(byte, b'_' | b'.' | b'-'));
-    if first && rest && name.len() <= 63 {
+    if control::is_valid_name(name) {
         return Ok(());
     }
-    let shown: String = name.chars().take(40).collect();
-    let dots = if shown.len() < name.len() { "…" } else { "" };
     anyhow::bail!(
-        "invalid {what} {shown:?}{dots}: use lower-case letters, digits, '_', '.' and '-', \
-         a letter or digit first, at most 63 characters"
+        "invalid {what} {}: use lower-case letters, digits, '_', '.' and '-', \
+         a letter or digit first, at most 63 characters",
+        control::quote(name)
     )
 }
 
@@ -161,12 +159,16 @@ mod tests {
     use super::*;
 
     fn flags() -> Flags {
-        Flags { name: Some("h1".into()), ..Flags::default() }
+        Flags {
+            name: Some("h1".into()),
+            ..Flags::default()
+        }
     }
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file: File = toml::from_str("name = 'file'\nstate-dir = '/s'\nworkers = 3").expect("toml");
+        let file: File =
+            toml::from_str("name = 'file'\nstate-dir = '/s'\nworkers = 3").expect("toml");
         let config = Config::join(file, flags(), None).expect("config");
         assert_eq!(config.name, "h1");
         assert_eq!(config.state_dir, Path::new("/s"));
@@ -185,7 +187,10 @@ mod tests {
             assert!(error.contains("towline.toml, line 1"), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
-        let zero = Flags { workers: Some(0), ..flags() };
+        let zero = Flags {
+            workers: Some(0),
+            ..flags()
+        };
         assert!(Config::join(File::default(), zero, None).is_err());
     }
 
@@ -194,7 +199,19 @@ mod tests {
         for good in ["a", "0", "c1", "a_b.c-d", &"x".repeat(63)] {
             check_name("name", good).expect(good);
         }
-        for bad in ["", "-a", ".a", "A", "a/b", "a b", "..", "ä", "a\n", &"x".repeat(64), &"x".repeat(300)] {
+        for bad in [
+            "",
+            "-a",
+            ".a",
+            "A",
+            "a/b",
+            "a b",
+            "..",
+            "ä",
+            "a\n",
+            &"x".repeat(64),
+            &"x".repeat(300),
+        ] {
             let error = check_name("name", bad).expect_err(bad).to_string();
             assert!(error.len() < 250 && !error.contains('\n'), "{error}");
         }

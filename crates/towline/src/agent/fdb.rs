@@ -12,12 +12,23 @@ use crate::api::FdbEntry;
 /// All entries of this host, or those of one network, by VNI and MAC.
 pub(super) fn list(agent: &Agent, only: Option<&str>) -> anyhow::Result<Vec<FdbEntry>> {
     let member = agent.member()?;
-    let only = only.map(|name| network::known(agent, name)).transpose()?.map(|network| network.vni);
+    let only = only
+        .map(|name| network::known(agent, name))
+        .transpose()?
+        .map(|network| network.vni);
     let names = member.follower.host_names();
     let (networks, containers): (HashMap<_, _>, HashMap<_, _>) = agent.state.read(|state| {
         (
-            state.networks.iter().map(|network| (network.vni, network.name.clone())).collect(),
-            state.endpoints.iter().map(|endpoint| (endpoint.port, endpoint.container.clone())).collect(),
+            state
+                .networks
+                .iter()
+                .map(|network| (network.vni, network.name.clone()))
+                .collect(),
+            state
+                .endpoints
+                .iter()
+                .map(|endpoint| (endpoint.port, endpoint.container.clone()))
+                .collect(),
         )
     });
     let tables = member.datapath.tables();
@@ -35,7 +46,10 @@ pub(super) fn list(agent: &Agent, only: Option<&str>) -> anyhow::Result<Vec<FdbE
             let mut ips = ips.remove(&mac).unwrap_or_default();
             ips.sort_unstable();
             FdbEntry {
-                network: networks.get(&config.vni).cloned().unwrap_or_else(|| "-".to_owned()),
+                network: networks
+                    .get(&config.vni)
+                    .cloned()
+                    .unwrap_or_else(|| "-".to_owned()),
                 vni: config.vni.get(),
                 mac: mac.to_string(),
                 kind: kind.to_owned(),
@@ -45,12 +59,18 @@ pub(super) fn list(agent: &Agent, only: Option<&str>) -> anyhow::Result<Vec<FdbE
                 container: None,
             }
         };
-        entries.push(FdbEntry { ips: config.gateway_ips.clone(), ..entry(config.gateway_mac, "gateway") });
+        entries.push(FdbEntry {
+            ips: config.gateway_ips.clone(),
+            ..entry(config.gateway_mac, "gateway")
+        });
         for (mac, location) in table.entries() {
             entries.push(match location {
                 Location::Local(port) => FdbEntry {
                     container: containers.get(&port.0).cloned(),
-                    ips: tables.port(port).map(|port| port.ips.clone()).unwrap_or_default(),
+                    ips: tables
+                        .port(port)
+                        .map(|port| port.ips.clone())
+                        .unwrap_or_default(),
                     ..entry(mac, "local")
                 },
                 Location::Remote(remote) => FdbEntry {

@@ -10,8 +10,13 @@ use crate::api::Host;
 /// All hosts, as the manager sees them.
 pub(super) fn list(agent: &Agent) -> anyhow::Result<Vec<Host>> {
     let member = agent.member()?;
-    let Response::Hosts(views) = member.control.request(Request::Hosts)? else { return Err(unexpected()) };
-    Ok(views.into_iter().map(|view| host(view, member.host.id)).collect())
+    let Response::Hosts(views) = member.control.request(Request::Hosts)? else {
+        return Err(unexpected());
+    };
+    Ok(views
+        .into_iter()
+        .map(|view| host(view, member.host.id))
+        .collect())
 }
 
 /// Has the manager forget a host that will not come back.
@@ -20,7 +25,9 @@ pub(super) fn remove(agent: &Agent, name: &str) -> anyhow::Result<()> {
     if name == member.host.name || name == member.host.id.to_string() {
         bail!("'{name}' is this host: run 'towline leave' instead");
     }
-    member.control.request(Request::RemoveHost(name.to_owned()))?;
+    member
+        .control
+        .request(Request::RemoveHost(name.to_owned()))?;
     Ok(())
 }
 

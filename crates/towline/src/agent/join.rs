@@ -45,7 +45,10 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
     // A store that an aborted `init` may have left would bring back another cluster.
     remove_store(agent)?;
     let entered = Parts::start(agent, settled.clone()).and_then(|parts| {
-        parts.control.wait_connected(ADMITTED_WITHIN).context("this host's own manager does not take it in")?;
+        parts
+            .control
+            .wait_connected(ADMITTED_WITHIN)
+            .context("this host's own manager does not take it in")?;
         enter(agent, parts)
     });
     if let Err(error) = entered {
@@ -64,7 +67,11 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
 /// The command that other hosts join this manager with.
 pub(super) fn join_command(settled: &Membership) -> String {
     let at = SocketAddr::new(settled.vtep, settled.port);
-    let target = if settled.port == DEFAULT_PORT { settled.vtep.to_string() } else { at.to_string() };
+    let target = if settled.port == DEFAULT_PORT {
+        settled.vtep.to_string()
+    } else {
+        at.to_string()
+    };
     format!("towline join --token {} {target}", settled.token)
 }
 
@@ -99,7 +106,11 @@ pub(super) fn join(agent: &Arc<Agent>, wanted: &Join) -> anyhow::Result<Joined> 
     };
     enter(agent, parts)?;
     let mut warnings = cluster.warnings;
-    warnings.extend(path::narrow_path(path_mtu, underlay.link_mtu, underlay.vtep));
+    warnings.extend(path::narrow_path(
+        path_mtu,
+        underlay.link_mtu,
+        underlay.vtep,
+    ));
     warnings.push(NOT_ENCRYPTED.to_owned());
     Ok(Joined {
         host: agent.state.read(|state| state.host).to_string(),
@@ -113,7 +124,13 @@ fn in_no_cluster(agent: &Agent) -> anyhow::Result<()> {
     if let Ok(member) = agent.member() {
         bail!(
             "this host is in a cluster already (manager {}): run 'towline leave' first",
-            member.settled.managers.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+            member
+                .settled
+                .managers
+                .iter()
+                .map(SocketAddr::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
         );
     }
     Ok(())
@@ -141,12 +158,21 @@ fn enter(agent: &Arc<Agent>, parts: Parts) -> anyhow::Result<()> {
 }
 
 fn test_path(parts: &Parts, manager: HostId) -> anyhow::Result<u16> {
-    let Response::Hosts(hosts) = parts.control.request(Request::Hosts)? else { return Err(unexpected()) };
+    let Response::Hosts(hosts) = parts.control.request(Request::Hosts)? else {
+        return Err(unexpected());
+    };
     let view = hosts.into_iter().find(|view| view.info.id == manager);
-    let view = view.context("the manager's own host is not in its cluster: start 'towline agent' there")?;
+    let view =
+        view.context("the manager's own host is not in its cluster: start 'towline agent' there")?;
     let at = SocketAddr::new(view.info.vtep, view.info.port);
     let own = SocketAddr::new(parts.settled.vtep, parts.settled.port);
-    path::probe(&parts.control, &parts.datapath, own, at, parts.settled.link_mtu)
+    path::probe(
+        &parts.control,
+        &parts.datapath,
+        own,
+        at,
+        parts.settled.link_mtu,
+    )
 }
 
 /// An address, an address and port, or a name with or without port.
@@ -189,7 +215,9 @@ fn why_unreachable(manager: SocketAddr, error: &std::io::Error) -> String {
         ErrorKind::TimedOut | ErrorKind::WouldBlock => format!(
             "{ip} does not answer on TCP port {port}: check the address, and let TCP and UDP port {port} in there"
         ),
-        _ => format!("cannot reach TCP port {port} of {ip} ({error}): check the address and this host's routes"),
+        _ => format!(
+            "cannot reach TCP port {port} of {ip} ({error}): check the address and this host's routes"
+        ),
     }
 }
 
@@ -205,7 +233,9 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
         );
     }
     if member.settled.manager && !force {
-        let Response::Hosts(hosts) = member.control.request(Request::Hosts)? else { return Err(unexpected()) };
+        let Response::Hosts(hosts) = member.control.request(Request::Hosts)? else {
+            return Err(unexpected());
+        };
         let others: Vec<String> = hosts
             .into_iter()
             .filter(|view| view.info.id != member.host.id)
@@ -276,8 +306,13 @@ mod tests {
     #[test]
     fn a_refused_connection_names_port_and_next_step() {
         // Bound and dropped: nobody listens there now.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("port");
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|socket| socket.local_addr())
+            .expect("port");
         let error = reach(&[free]).expect_err("refused").to_string();
-        assert!(error.contains(&free.port().to_string()) && error.contains("towline init"), "{error}");
+        assert!(
+            error.contains(&free.port().to_string()) && error.contains("towline init"),
+            "{error}"
+        );
     }
 }

@@ -85,7 +85,13 @@ impl Parts {
             token: settled.token.clone(),
             bind: settled.vtep,
         })?;
-        Ok(Self { settled, datapath, control, host, manager })
+        Ok(Self {
+            settled,
+            datapath,
+            control,
+            host,
+            manager,
+        })
     }
 
     /// Adds the gateway bridge, which changes the host.
@@ -93,7 +99,11 @@ impl Parts {
     /// # Errors
     /// The parts come back with the reason; the bridge has undone what it began.
     pub(super) fn finish(self, agent: &Agent) -> Result<Member, (Box<Self>, anyhow::Error)> {
-        let settings = Settings { ipv4: None, ipv6: None, mtu: self.settled.link_mtu.into() };
+        let settings = Settings {
+            ipv4: None,
+            ipv6: None,
+            mtu: self.settled.link_mtu.into(),
+        };
         let gateway = match Gateway::ensure(&agent.netns, &settings) {
             Ok(gateway) => gateway,
             Err(error) => return Err((Box::new(self), error.into())),
@@ -143,7 +153,8 @@ impl Member {
 
     /// As [`Self::enter_network`] for a network that the state file has already.
     pub(super) fn follow(&self, network: &Network) {
-        self.datapath.apply(&[Change::SetNetwork(network_config(network))]);
+        self.datapath
+            .apply(&[Change::SetNetwork(network_config(network))]);
         self.control.subscribe(network.vni);
     }
 
@@ -175,7 +186,12 @@ impl Member {
     /// Ends control, and the manager after the last word with it.
     pub(super) fn stop(&self) {
         self.control.shutdown();
-        if let Some(manager) = self.manager.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(manager) = self
+            .manager
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             manager.shutdown();
         }
     }

@@ -70,10 +70,14 @@ impl Agent {
     /// # Errors
     /// Before `init` and `join`: says so.
     pub(crate) fn member(&self) -> anyhow::Result<Arc<Member>> {
-        self.member.read().unwrap_or_else(PoisonError::into_inner).clone().context(
-            "this host is in no cluster: run 'towline init' for a new one, \
+        self.member
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .context(
+                "this host is in no cluster: run 'towline init' for a new one, \
              or 'towline join' as 'towline status' on the manager prints it",
-        )
+            )
     }
 
     /// Where a manager keeps its store.
@@ -118,7 +122,11 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     container::start(&agent);
     upkeep::start(&agent)?;
     server.serve(&agent)?;
-    tracing::info!("{} is ready at {}", agent.config.name, agent.config.socket.display());
+    tracing::info!(
+        "{} is ready at {}",
+        agent.config.name,
+        agent.config.socket.display()
+    );
     if let Some(signal) = signals.forever().next() {
         tracing::info!("stopping on signal {signal}; containers run on");
     }
@@ -131,9 +139,12 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
 impl Agent {
     /// Takes up the cluster and the networks of the agent before.
     fn resume(self: &Arc<Self>) -> anyhow::Result<()> {
-        let (membership, networks) =
-            self.state.read(|state| (state.membership.clone(), state.networks.clone()));
-        let Some(settled) = membership else { return Ok(()) };
+        let (membership, networks) = self
+            .state
+            .read(|state| (state.membership.clone(), state.networks.clone()));
+        let Some(settled) = membership else {
+            return Ok(());
+        };
         let parts = Parts::start(self, settled)?;
         let member = Arc::new(parts.finish(self).map_err(|(_, error)| error)?);
         for network in &networks {
@@ -147,7 +158,10 @@ impl Agent {
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 fn check_rights() -> anyhow::Result<()> {
@@ -172,7 +186,9 @@ fn claim_namespace() -> anyhow::Result<UnixListener> {
             let holder = UnixStream::connect_addr(&address)
                 .ok()
                 .and_then(|stream| rustix::net::sockopt::socket_peercred(&stream).ok())
-                .map_or(String::new(), |peer| format!(" as process {}", peer.pid.as_raw_pid()));
+                .map_or(String::new(), |peer| {
+                    format!(" as process {}", peer.pid.as_raw_pid())
+                });
             bail!(
                 "an agent runs in this network namespace already{holder}: stop it first, or use it with \
                  --socket"

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
-use control::network::quote;
 use control::{NetworkDetails, NetworkSpec, Request, Response, State};
 use ipnet::IpNet;
 use netns::Netlink;
@@ -30,7 +29,10 @@ pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Net
         labels: wanted.labels,
         options: BTreeMap::new(),
     };
-    let request = Request::CreateNetwork { spec, routes_in_use: routes_in_use(agent)? };
+    let request = Request::CreateNetwork {
+        spec,
+        routes_in_use: routes_in_use(agent)?,
+    };
     match member.control.request(request)? {
         Response::Network(network) => Ok(shown(NetworkDetails {
             network,
@@ -76,7 +78,10 @@ pub(super) fn remove(agent: &Agent, name: String, force: bool) -> anyhow::Result
             return Err(unexpected());
         };
         let known = |id: &str| id == name || id.starts_with(&name);
-        if !networks.iter().any(|network| network.name == name || known(&network.id)) {
+        if !networks
+            .iter()
+            .any(|network| network.name == name || known(&network.id))
+        {
             return Ok(());
         }
     }
@@ -94,8 +99,11 @@ fn routes_in_use(agent: &Agent) -> anyhow::Result<Vec<IpNet>> {
     let routes = Netlink::open(&agent.netns)
         .and_then(|netlink| netlink.routes())
         .context("cannot list this host's routes")?;
-    let mut prefixes: Vec<IpNet> =
-        routes.into_iter().map(|route| route.dst.trunc()).filter(|net| net.prefix_len() > 0).collect();
+    let mut prefixes: Vec<IpNet> = routes
+        .into_iter()
+        .map(|route| route.dst.trunc())
+        .filter(|net| net.prefix_len() > 0)
+        .collect();
     prefixes.sort_unstable();
     prefixes.dedup();
     Ok(prefixes)
@@ -113,7 +121,10 @@ fn shown(details: NetworkDetails) -> Network {
         subnets: network
             .subnets
             .into_iter()
-            .map(|subnet| Subnet { subnet: subnet.net, gateway: subnet.gateway })
+            .map(|subnet| Subnet {
+                subnet: subnet.net,
+                gateway: subnet.gateway,
+            })
             .collect(),
         flood: network.flood,
         created: network.created,
@@ -126,13 +137,21 @@ fn shown(details: NetworkDetails) -> Network {
                 host: view.host,
                 mac: view.endpoint.mac.to_string(),
                 ips: view.endpoint.ips,
-                state: if view.state == State::Up { "up" } else { "down" }.to_owned(),
+                state: if view.state == State::Up {
+                    "up"
+                } else {
+                    "down"
+                }
+                .to_owned(),
             })
             .collect(),
         peers: details
             .peers
             .into_iter()
-            .map(|peer| Peer { host: peer.info.name, vtep: peer.info.vtep })
+            .map(|peer| Peer {
+                host: peer.info.name,
+                vtep: peer.info.vtep,
+            })
             .collect(),
     }
 }
@@ -140,10 +159,17 @@ fn shown(details: NetworkDetails) -> Network {
 /// A network of this host's state by name or id, for what must work while no manager answers.
 pub(super) fn known(agent: &Agent, name: &str) -> anyhow::Result<control::Network> {
     let found = agent.state.read(|state| {
-        state.networks.iter().find(|network| network.name == name || network.id == name).cloned()
+        state
+            .networks
+            .iter()
+            .find(|network| network.name == name || network.id == name)
+            .cloned()
     });
     let Some(network) = found else {
-        bail!("no container of this host is on a network {}: 'towline network ls' lists all networks", quote(name));
+        bail!(
+            "no container of this host is on a network {}: 'towline network ls' lists all networks",
+            control::quote(name)
+        );
     };
     Ok(network)
 }

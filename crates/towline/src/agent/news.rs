@@ -21,7 +21,9 @@ pub(super) fn start(agent: &Arc<Agent>, member: &Arc<Member>) -> anyhow::Result<
         .name("news".into())
         .spawn(move || {
             for event in events {
-                let Some(member) = member.upgrade() else { break };
+                let Some(member) = member.upgrade() else {
+                    break;
+                };
                 handle(&agent, &member, event);
             }
         })
@@ -43,9 +45,14 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
         Event::Hosts(views) => member.follower.hosts(views),
         Event::Table { vni, changes } => member.follower.table(vni, &changes),
         Event::NetworkChanged(network) => {
-            let known = agent.state.read(|state| state.networks.iter().any(|known| known.vni == network.vni));
+            let known = agent
+                .state
+                .read(|state| state.networks.iter().any(|known| known.vni == network.vni));
             if known && let Err(error) = member.enter_network(agent, &network) {
-                tracing::warn!("cannot remember the change of network {}: {error:#}", network.name);
+                tracing::warn!(
+                    "cannot remember the change of network {}: {error:#}",
+                    network.name
+                );
             }
         }
         Event::NetworkRemoved(vni) => {

@@ -54,9 +54,15 @@ pub(super) fn probe(
                 tracing::debug!("a probe of {size} bytes to {manager} was not sent: {error}");
             }
         }
-        let request =
-            Request::ProbeReply { nonce: there, to: own, back_nonce: back, sizes: sizes.clone() };
-        let Response::ProbeSizes(arrived) = control.request(request)? else { return Err(unexpected()) };
+        let request = Request::ProbeReply {
+            nonce: there,
+            to: own,
+            back_nonce: back,
+            sizes: sizes.clone(),
+        };
+        let Response::ProbeSizes(arrived) = control.request(request)? else {
+            return Err(unexpected());
+        };
         sent.extend(arrived);
         received.extend(gather(&watch, sizes.len(), PATIENCE));
         if sent.len() >= sizes.len() && received.len() >= sizes.len() {
@@ -98,7 +104,9 @@ fn gather(watch: &ProbeWatch, expected: usize, patience: Duration) -> BTreeSet<u
     let mut seen = BTreeSet::new();
     while seen.len() < expected {
         let left = deadline.saturating_duration_since(Instant::now());
-        let Some(probe) = watch.recv_timeout(left) else { break };
+        let Some(probe) = watch.recv_timeout(left) else {
+            break;
+        };
         seen.insert(probe.size);
     }
     seen
@@ -112,7 +120,10 @@ pub(super) struct DatapathProber {
 
 impl DatapathProber {
     pub(super) fn new(datapath: Arc<dyn Datapath>) -> Self {
-        Self { datapath, expected: Mutex::new(HashMap::new()) }
+        Self {
+            datapath,
+            expected: Mutex::new(HashMap::new()),
+        }
     }
 }
 
@@ -125,9 +136,21 @@ impl Prober for DatapathProber {
         }
     }
 
-    fn reply(&self, nonce: [u8; 16], to: SocketAddr, back_nonce: [u8; 16], sizes: &[u16]) -> Vec<u16> {
-        let watch = self.expected.lock().unwrap_or_else(PoisonError::into_inner).remove(&nonce);
-        let seen = watch.map(|(_, watch)| gather(&watch, sizes.len(), PATIENCE)).unwrap_or_default();
+    fn reply(
+        &self,
+        nonce: [u8; 16],
+        to: SocketAddr,
+        back_nonce: [u8; 16],
+        sizes: &[u16],
+    ) -> Vec<u16> {
+        let watch = self
+            .expected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&nonce);
+        let seen = watch
+            .map(|(_, watch)| gather(&watch, sizes.len(), PATIENCE))
+            .unwrap_or_default();
         for &size in sizes {
             if let Err(error) = self.datapath.send_probe(to, back_nonce, size) {
                 tracing::debug!("a probe of {size} bytes to {to} was not sent: {error}");
@@ -158,7 +181,10 @@ mod tests {
 
     #[test]
     fn the_links_own_size_is_tried_first_and_nothing_larger() {
-        assert_eq!(sizes(1500), [1500, 1492, 1476, 1460, 1450, 1400, 1340, 1280]);
+        assert_eq!(
+            sizes(1500),
+            [1500, 1492, 1476, 1460, 1450, 1400, 1340, 1280]
+        );
         assert_eq!(sizes(1280), [1280]);
         assert_eq!(sizes(9000)[..3], [9000, 8950, 4000]);
         assert!(sizes(u16::MAX).len() <= 16);

@@ -54,7 +54,10 @@ impl Server {
         .with_context(|| format!("cannot listen at {}; give another path with --socket", path.display()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .with_context(|| format!("cannot protect {}", path.display()))?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// Serves clients on threads of its own, until the process ends.
@@ -62,7 +65,10 @@ impl Server {
     /// # Errors
     /// When the thread or a second handle on the socket cannot be made.
     pub(super) fn serve(&self, agent: &Arc<Agent>) -> anyhow::Result<()> {
-        let listener = self.listener.try_clone().context("cannot share the API socket")?;
+        let listener = self
+            .listener
+            .try_clone()
+            .context("cannot share the API socket")?;
         let agent = Arc::clone(agent);
         thread::Builder::new()
             .name("api".into())
@@ -97,12 +103,14 @@ fn accept(listener: &UnixListener, agent: &Arc<Agent>) {
             continue;
         }
         let (agent, count) = (Arc::clone(agent), Slot(Arc::clone(&clients)));
-        let spawned = thread::Builder::new().name("api-client".into()).spawn(move || {
-            let _count = count;
-            if let Err(error) = converse(stream, &agent) {
-                tracing::debug!("a client went away: {error:#}");
-            }
-        });
+        let spawned = thread::Builder::new()
+            .name("api-client".into())
+            .spawn(move || {
+                let _count = count;
+                if let Err(error) = converse(stream, &agent) {
+                    tracing::debug!("a client went away: {error:#}");
+                }
+            });
         if let Err(error) = spawned {
             tracing::warn!("cannot start a thread for a client: {error}");
         }
@@ -122,13 +130,21 @@ fn converse(stream: UnixStream, agent: &Arc<Agent>) -> anyhow::Result<()> {
     // The file's mode says the same; this also holds where its folder was made by somebody else.
     let peer = rustix::net::sockopt::socket_peercred(&stream)?;
     if !peer.uid.is_root() {
-        return answer(&stream, &Reply::Error("only root may use this agent: run the command with sudo".into()));
+        return answer(
+            &stream,
+            &Reply::Error("only root may use this agent: run the command with sudo".into()),
+        );
     }
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let mut reader = BufReader::new(&stream);
     loop {
         let mut line = Vec::new();
-        if reader.by_ref().take(MAX_REQUEST).read_until(b'\n', &mut line)? == 0 {
+        if reader
+            .by_ref()
+            .take(MAX_REQUEST)
+            .read_until(b'\n', &mut line)?
+            == 0
+        {
             return Ok(());
         }
         let reply = match serde_json::from_slice::<Request>(&line) {
@@ -137,7 +153,9 @@ fn converse(stream: UnixStream, agent: &Arc<Agent>) -> anyhow::Result<()> {
                 Err(error) => Reply::Error(one_line(&format!("{error:#}"))),
             },
             Err(error) => {
-                let reason = format!("cannot understand the request: {error}; is the agent of another version?");
+                let reason = format!(
+                    "cannot understand the request: {error}; is the agent of another version?"
+                );
                 answer(&stream, &Reply::Error(one_line(&reason)))?;
                 // What follows may be the rest of a torn line.
                 return Ok(());
@@ -155,7 +173,11 @@ fn answer(mut stream: &UnixStream, reply: &Reply) -> anyhow::Result<()> {
 
 /// Errors of others' libraries may have several lines; ours to a person are one.
 fn one_line(text: &str) -> String {
-    text.split('\n').map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+    text.split('\n')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 #[cfg(test)]
@@ -170,7 +192,10 @@ mod tests {
         drop(UnixListener::bind(&path).expect("bind"));
         assert!(path.exists());
         let first = Server::bind(&path).expect("replace");
-        assert_eq!(fs::metadata(&path).expect("metadata").permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).expect("metadata").permissions().mode() & 0o777,
+            0o600
+        );
         let error = format!("{:#}", Server::bind(&path).err().expect("taken"));
         assert!(error.contains("another agent listens at"), "{error}");
         drop(first);

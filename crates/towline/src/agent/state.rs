@@ -46,7 +46,8 @@ pub(crate) struct Membership {
     pub(crate) manager: bool,
     /// Where managers listen.
     pub(crate) managers: Vec<std::net::SocketAddr>,
-    /// The cluster's token.
+    /// The cluster's token. The file is root's alone.
+    #[serde(with = "as_text")]
     pub(crate) token: Token,
     /// This host's VTEP address.
     pub(crate) vtep: IpAddr,
@@ -54,6 +55,28 @@ pub(crate) struct Membership {
     pub(crate) port: u16,
     /// MTU of the underlay link in bytes.
     pub(crate) link_mtu: u16,
+}
+
+/// A token does not turn into JSON by itself, lest it be shown by accident.
+mod as_text {
+    use control::Token;
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(
+        token: &Token,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(token)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Token, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
 }
 
 /// One container's place in one network.
@@ -111,7 +134,10 @@ impl StateFile {
         let path = dir.join(FILE);
         let mut state = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
-                format!("cannot understand {}; put a good copy back or move it away", path.display())
+                format!(
+                    "cannot understand {}; put a good copy back or move it away",
+                    path.display()
+                )
             })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => State {
                 host: HostId::random(),
@@ -122,11 +148,16 @@ impl StateFile {
                 endpoints: Vec::new(),
                 attachments: Vec::new(),
             },
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
         state.incarnation += 1;
         write(&path, &state)?;
-        Ok(Self { path, state: Mutex::new(state) })
+        Ok(Self {
+            path,
+            state: Mutex::new(state),
+        })
     }
 
     /// What `look` finds in the state.
@@ -201,7 +232,10 @@ mod tests {
         let host = first.read(|state| state.host);
         let again = StateFile::open(&dir).expect("open again");
         assert_eq!(again.read(|state| (state.host, state.next_port)), (host, 7));
-        assert_eq!(again.read(|state| state.incarnation), first.read(|state| state.incarnation) + 1);
+        assert_eq!(
+            again.read(|state| state.incarnation),
+            first.read(|state| state.incarnation) + 1
+        );
     }
 
     #[test]
@@ -210,7 +244,10 @@ mod tests {
         fs::write(dir.path().join(FILE), b"{\"host\":").expect("write");
         let error = format!("{:#}", StateFile::open(dir.path()).expect_err("torn"));
         assert!(error.contains("agent.json"), "{error}");
-        assert_eq!(fs::read(dir.path().join(FILE)).expect("read"), b"{\"host\":");
+        assert_eq!(
+            fs::read(dir.path().join(FILE)).expect("read"),
+            b"{\"host\":"
+        );
     }
 
     #[test]

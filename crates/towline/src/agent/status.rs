@@ -38,11 +38,19 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
     }
     ClusterStatus {
         host: member.host.id.to_string(),
-        role: if member.settled.manager { "manager" } else { "member" }.to_owned(),
+        role: if member.settled.manager {
+            "manager"
+        } else {
+            "member"
+        }
+        .to_owned(),
         vtep: member.settled.vtep,
         port: member.settled.port,
         link_mtu: member.settled.link_mtu,
-        join_command: member.settled.manager.then(|| join_command(&member.settled)),
+        join_command: member
+            .settled
+            .manager
+            .then(|| join_command(&member.settled)),
         control: json(&control),
         datapath: json(&member.datapath.status()),
         drops,
@@ -61,5 +69,7 @@ fn json(value: &impl Serialize) -> Value {
 /// The numbers of an object; its drops are shown by themselves.
 fn numbers(value: &Value) -> BTreeMap<String, u64> {
     let fields = value.as_object().into_iter().flatten();
-    fields.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?))).collect()
+    fields
+        .filter_map(|(name, value)| Some((name.clone(), value.as_u64()?)))
+        .collect()
 }

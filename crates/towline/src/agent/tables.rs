@@ -19,7 +19,11 @@ pub(super) fn network_config(network: &Network) -> NetworkConfig {
         vni: network.vni,
         mtu: network.mtu,
         gateway_mac: network.gateway_mac,
-        gateway_ips: network.subnets.iter().map(|subnet| subnet.gateway).collect(),
+        gateway_ips: network
+            .subnets
+            .iter()
+            .map(|subnet| subnet.gateway)
+            .collect(),
         flood: network.flood,
         vlan_pass: false,
     }
@@ -43,7 +47,11 @@ struct Translator {
 
 impl Translator {
     fn new(own: HostId) -> Self {
-        Self { own, hosts: HashMap::new(), tables: HashMap::new() }
+        Self {
+            own,
+            hosts: HashMap::new(),
+            tables: HashMap::new(),
+        }
     }
 
     /// The VTEP of another host; none for this host and for one not known yet.
@@ -51,14 +59,19 @@ impl Translator {
         if host == self.own {
             return None;
         }
-        self.hosts.get(&host).map(|view| SocketAddr::new(view.info.vtep, view.info.port))
+        self.hosts
+            .get(&host)
+            .map(|view| SocketAddr::new(view.info.vtep, view.info.port))
     }
 
     /// The list of hosts has changed: what was said of hosts that are new, or have
     /// another address now, is said again.
     fn hosts(&mut self, views: Vec<HostView>) -> Vec<Change> {
-        let before: HashMap<HostId, SocketAddr> =
-            self.hosts.keys().filter_map(|&id| Some((id, self.remote(id)?))).collect();
+        let before: HashMap<HostId, SocketAddr> = self
+            .hosts
+            .keys()
+            .filter_map(|&id| Some((id, self.remote(id)?)))
+            .collect();
         self.hosts = views.into_iter().map(|view| (view.info.id, view)).collect();
         let moved = |host: &HostId| before.get(host).copied() != self.remote(*host);
         let mut changes = Vec::new();
@@ -68,7 +81,10 @@ impl Translator {
             changes.extend(
                 members()
                     .filter_map(|(host, _)| before.get(host))
-                    .map(|old| Change::RemoveMember { vni, addr: old.ip() }),
+                    .map(|old| Change::RemoveMember {
+                        vni,
+                        addr: old.ip(),
+                    }),
             );
             changes.extend(members().filter_map(|(&host, &state)| self.member(vni, host, state)));
             let macs = table.macs.iter().filter(|(_, host)| moved(host));
@@ -90,7 +106,10 @@ impl Translator {
                     table.neighbors.remove(&ip);
                     changes.push(Change::RemoveNeighbor { vni, ip });
                 }
-                TableChange::Mac { mac, host: Some(host) } => {
+                TableChange::Mac {
+                    mac,
+                    host: Some(host),
+                } => {
                     table.macs.insert(mac, host);
                     changes.push(self.fdb(vni, mac, host));
                 }
@@ -98,7 +117,10 @@ impl Translator {
                     table.macs.remove(&mac);
                     changes.push(Change::RemoveFdb { vni, mac });
                 }
-                TableChange::Member { host, state: MemberState::Absent } => {
+                TableChange::Member {
+                    host,
+                    state: MemberState::Absent,
+                } => {
                     table.members.remove(&host);
                     changes.extend(self.absent(vni, host));
                 }
@@ -113,10 +135,22 @@ impl Translator {
 
     fn clear(&mut self, vni: Vni) -> Vec<Change> {
         let table = self.tables.remove(&vni).unwrap_or_default();
-        let macs = table.macs.into_keys().map(|mac| Change::RemoveFdb { vni, mac });
-        let ips = table.neighbors.into_keys().map(|ip| Change::RemoveNeighbor { vni, ip });
-        let members = table.members.into_keys().filter_map(|host| self.remote(host));
-        let members = members.map(|remote| Change::RemoveMember { vni, addr: remote.ip() });
+        let macs = table
+            .macs
+            .into_keys()
+            .map(|mac| Change::RemoveFdb { vni, mac });
+        let ips = table
+            .neighbors
+            .into_keys()
+            .map(|ip| Change::RemoveNeighbor { vni, ip });
+        let members = table
+            .members
+            .into_keys()
+            .filter_map(|host| self.remote(host));
+        let members = members.map(|remote| Change::RemoveMember {
+            vni,
+            addr: remote.ip(),
+        });
         macs.chain(ips).chain(members).collect()
     }
 
@@ -132,14 +166,20 @@ impl Translator {
     fn absent(&self, vni: Vni, host: HostId) -> Option<Change> {
         let addr = self.remote(host)?.ip();
         let members = &self.tables.get(&vni)?.members;
-        let taken = members.keys().any(|&other| self.remote(other).is_some_and(|at| at.ip() == addr));
+        let taken = members
+            .keys()
+            .any(|&other| self.remote(other).is_some_and(|at| at.ip() == addr));
         (!taken).then_some(Change::RemoveMember { vni, addr })
     }
 
     /// A masked host may still send and be sent to; it only gets no floods.
     fn member(&self, vni: Vni, host: HostId, state: MemberState) -> Option<Change> {
         let remote = self.remote(host)?;
-        Some(Change::SetMember { vni, remote, flood: state == MemberState::Up })
+        Some(Change::SetMember {
+            vni,
+            remote,
+            flood: state == MemberState::Up,
+        })
     }
 }
 
@@ -151,7 +191,10 @@ pub(super) struct Follower {
 
 impl Follower {
     pub(super) fn new(own: HostId, datapath: Arc<dyn Datapath>) -> Self {
-        Self { datapath, translator: Mutex::new(Translator::new(own)) }
+        Self {
+            datapath,
+            translator: Mutex::new(Translator::new(own)),
+        }
     }
 
     /// All hosts of the cluster have come as a new list.
@@ -185,11 +228,20 @@ impl Follower {
     pub(super) fn host_names(&self) -> HashMap<SocketAddr, String> {
         let translator = self.lock();
         let views = translator.hosts.values();
-        views.map(|view| (SocketAddr::new(view.info.vtep, view.info.port), view.info.name.clone())).collect()
+        views
+            .map(|view| {
+                (
+                    SocketAddr::new(view.info.vtep, view.info.port),
+                    view.info.name.clone(),
+                )
+            })
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Translator> {
-        self.translator.lock().unwrap_or_else(PoisonError::into_inner)
+        self.translator
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -211,7 +263,12 @@ mod tests {
             link_mtu: 1500,
             incarnation: 1,
         };
-        HostView { info, up: true, last_seen_ms_ago: 0, manager: n == 1 }
+        HostView {
+            info,
+            up: true,
+            last_seen_ms_ago: 0,
+            manager: n == 1,
+        }
     }
 
     fn at(vtep: u8) -> SocketAddr {
@@ -233,18 +290,41 @@ mod tests {
         let changes = translator.table(
             vni(),
             &[
-                TableChange::Member { host: id(1), state: MemberState::Up },
-                TableChange::Member { host: id(2), state: MemberState::Masked },
-                TableChange::Mac { mac: mac(1), host: Some(id(1)) },
-                TableChange::Mac { mac: mac(2), host: Some(id(2)) },
+                TableChange::Member {
+                    host: id(1),
+                    state: MemberState::Up,
+                },
+                TableChange::Member {
+                    host: id(2),
+                    state: MemberState::Masked,
+                },
+                TableChange::Mac {
+                    mac: mac(1),
+                    host: Some(id(1)),
+                },
+                TableChange::Mac {
+                    mac: mac(2),
+                    host: Some(id(2)),
+                },
             ],
         );
         assert_eq!(
             changes,
             [
-                Change::SetMember { vni: vni(), remote: at(2), flood: false },
-                Change::RemoveFdb { vni: vni(), mac: mac(1) },
-                Change::SetFdb { vni: vni(), mac: mac(2), remote: at(2) },
+                Change::SetMember {
+                    vni: vni(),
+                    remote: at(2),
+                    flood: false
+                },
+                Change::RemoveFdb {
+                    vni: vni(),
+                    mac: mac(1)
+                },
+                Change::SetFdb {
+                    vni: vni(),
+                    mac: mac(2),
+                    remote: at(2)
+                },
             ]
         );
     }
@@ -253,25 +333,52 @@ mod tests {
     fn a_host_known_late_gets_its_entries_then() {
         let mut translator = Translator::new(id(1));
         let news = [
-            TableChange::Member { host: id(2), state: MemberState::Up },
-            TableChange::Mac { mac: mac(2), host: Some(id(2)) },
+            TableChange::Member {
+                host: id(2),
+                state: MemberState::Up,
+            },
+            TableChange::Mac {
+                mac: mac(2),
+                host: Some(id(2)),
+            },
         ];
-        assert_eq!(translator.table(vni(), &news), [Change::RemoveFdb { vni: vni(), mac: mac(2) }]);
+        assert_eq!(
+            translator.table(vni(), &news),
+            [Change::RemoveFdb {
+                vni: vni(),
+                mac: mac(2)
+            }]
+        );
         assert_eq!(
             translator.hosts(vec![view(2, 2)]),
             [
-                Change::SetMember { vni: vni(), remote: at(2), flood: true },
-                Change::SetFdb { vni: vni(), mac: mac(2), remote: at(2) },
+                Change::SetMember {
+                    vni: vni(),
+                    remote: at(2),
+                    flood: true
+                },
+                Change::SetFdb {
+                    vni: vni(),
+                    mac: mac(2),
+                    remote: at(2)
+                },
             ]
         );
-        assert_eq!(translator.hosts(vec![view(2, 2)]), [], "nothing new, nothing said");
+        assert_eq!(
+            translator.hosts(vec![view(2, 2)]),
+            [],
+            "nothing new, nothing said"
+        );
     }
 
     #[test]
     fn hosts_that_swap_addresses_both_stay_members() {
         let mut translator = Translator::new(id(1));
         translator.hosts(vec![view(2, 2), view(3, 3)]);
-        let up = |n| TableChange::Member { host: id(n), state: MemberState::Up };
+        let up = |n| TableChange::Member {
+            host: id(n),
+            state: MemberState::Up,
+        };
         translator.table(vni(), &[up(2), up(3)]);
         let changes = translator.hosts(vec![view(2, 3), view(3, 2)]);
         let mut members: Vec<IpAddr> = vec![];
@@ -290,13 +397,22 @@ mod tests {
     fn a_host_that_left_does_not_take_its_heir_along() {
         let mut translator = Translator::new(id(1));
         translator.hosts(vec![view(2, 2), view(3, 2)]);
-        let up = |n| TableChange::Member { host: id(n), state: MemberState::Up };
+        let up = |n| TableChange::Member {
+            host: id(n),
+            state: MemberState::Up,
+        };
         translator.table(vni(), &[up(2), up(3)]);
-        let gone = |n| TableChange::Member { host: id(n), state: MemberState::Absent };
+        let gone = |n| TableChange::Member {
+            host: id(n),
+            state: MemberState::Absent,
+        };
         assert_eq!(translator.table(vni(), &[gone(2)]), []);
         assert_eq!(
             translator.table(vni(), &[gone(3)]),
-            [Change::RemoveMember { vni: vni(), addr: at(2).ip() }]
+            [Change::RemoveMember {
+                vni: vni(),
+                addr: at(2).ip()
+            }]
         );
     }
 }

@@ -32,8 +32,11 @@ pub(super) fn settle(
     toward: Option<SocketAddr>,
 ) -> anyhow::Result<Underlay> {
     let netlink = Netlink::open(netns)?;
-    let host =
-        Host { links: netlink.links()?, addresses: netlink.addresses()?, routes: netlink.routes()? };
+    let host = Host {
+        links: netlink.links()?,
+        addresses: netlink.addresses()?,
+        routes: netlink.routes()?,
+    };
     let vtep = match (wanted, toward) {
         (Some(wanted), _) => wanted,
         (None, Some(manager)) => source_toward(manager)?,
@@ -44,22 +47,37 @@ pub(super) fn settle(
 
 /// The address that the kernel would send from.
 fn source_toward(manager: SocketAddr) -> anyhow::Result<IpAddr> {
-    let any: SocketAddr = if manager.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+    let any: SocketAddr = if manager.is_ipv4() {
+        ([0; 4], 0).into()
+    } else {
+        ([0; 16], 0).into()
+    };
     // Connecting a UDP socket sends nothing; it only asks the routing table.
     let socket = UdpSocket::bind(any).context("cannot make a socket")?;
     socket
         .connect(manager)
         .and_then(|()| socket.local_addr())
         .map(|addr| addr.ip())
-        .with_context(|| format!("no route to {}: check this host's routes and the address", manager.ip()))
+        .with_context(|| {
+            format!(
+                "no route to {}: check this host's routes and the address",
+                manager.ip()
+            )
+        })
 }
 
 impl Host {
     fn underlay(&self, vtep: IpAddr) -> anyhow::Result<Underlay> {
         if !reachable(vtep) {
-            bail!("other hosts cannot reach {vtep}: give this host's underlay address with --advertise");
+            bail!(
+                "other hosts cannot reach {vtep}: give this host's underlay address with --advertise"
+            );
         }
-        let Some(address) = self.addresses.iter().find(|address| address.net.addr() == vtep) else {
+        let Some(address) = self
+            .addresses
+            .iter()
+            .find(|address| address.net.addr() == vtep)
+        else {
             bail!(
                 "{vtep} is no address of this host: give one of {} with --advertise",
                 self.candidates()
@@ -67,7 +85,10 @@ impl Host {
         };
         let link = self.links.iter().find(|link| link.name == address.ifname);
         let link = link.with_context(|| format!("the interface of {vtep} has just gone"))?;
-        Ok(Underlay { vtep, link_mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX) })
+        Ok(Underlay {
+            vtep,
+            link_mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        })
     }
 
     fn default_address(&self) -> anyhow::Result<IpAddr> {
@@ -77,7 +98,9 @@ impl Host {
                 .iter()
                 .filter(|route| route.dst.prefix_len() == 0 && route.dst.addr().is_ipv4() == ipv4)
                 .min_by_key(|route| route.metric.unwrap_or(0));
-            let Some(dev) = default.and_then(|route| route.dev.as_deref()) else { continue };
+            let Some(dev) = default.and_then(|route| route.dev.as_deref()) else {
+                continue;
+            };
             let here: Vec<IpAddr> = self
                 .global()
                 .filter(|address| address.ifname == dev && address.net.addr().is_ipv4() == ipv4)
@@ -88,13 +111,18 @@ impl Host {
                 [only] => return Ok(only),
                 _ => bail!(
                     "{dev} has several addresses: say which one other hosts reach, with --advertise {}",
-                    here.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" or ")
+                    here.iter()
+                        .map(IpAddr::to_string)
+                        .collect::<Vec<_>>()
+                        .join(" or ")
                 ),
             }
         }
         let all: Vec<IpAddr> = self.global().map(|address| address.net.addr()).collect();
         match all[..] {
-            [] => bail!("this host has no address that other hosts could reach: give its interface one first"),
+            [] => bail!(
+                "this host has no address that other hosts could reach: give its interface one first"
+            ),
             [only] => Ok(only),
             _ => bail!(
                 "cannot tell which address other hosts reach: give one of {} with --advertise",
@@ -104,15 +132,21 @@ impl Host {
     }
 
     fn global(&self) -> impl Iterator<Item = &Address> {
-        self.addresses
-            .iter()
-            .filter(|address| reachable(address.net.addr()) && address.ifname != bridge::BRIDGE_NAME)
+        self.addresses.iter().filter(|address| {
+            reachable(address.net.addr()) && address.ifname != bridge::BRIDGE_NAME
+        })
     }
 
     fn candidates(&self) -> String {
-        let all: Vec<String> =
-            self.global().map(|address| format!("{} ({})", address.net.addr(), address.ifname)).collect();
-        if all.is_empty() { "its addresses (it has none yet)".to_owned() } else { all.join(", ") }
+        let all: Vec<String> = self
+            .global()
+            .map(|address| format!("{} ({})", address.net.addr(), address.ifname))
+            .collect();
+        if all.is_empty() {
+            "its addresses (it has none yet)".to_owned()
+        } else {
+            all.join(", ")
+        }
     }
 }
 
@@ -132,7 +166,10 @@ mod tests {
     fn host(addresses: &[(&str, &str)], default: Option<(&str, &str)>) -> Host {
         let addresses: Vec<Address> = addresses
             .iter()
-            .map(|(ifname, net)| Address { ifname: (*ifname).into(), net: net.parse().expect("net") })
+            .map(|(ifname, net)| Address {
+                ifname: (*ifname).into(),
+                net: net.parse().expect("net"),
+            })
             .collect();
         let links = addresses
             .iter()
@@ -157,32 +194,65 @@ mod tests {
                 metric: None,
             })
             .collect();
-        Host { links, addresses, routes }
+        Host {
+            links,
+            addresses,
+            routes,
+        }
     }
 
     #[test]
     fn the_default_routes_interface_decides() {
         let host = host(
-            &[("lo", "127.0.0.1/8"), ("eth0", "192.0.2.1/24"), ("eth1", "198.51.100.1/24")],
+            &[
+                ("lo", "127.0.0.1/8"),
+                ("eth0", "192.0.2.1/24"),
+                ("eth1", "198.51.100.1/24"),
+            ],
             Some(("0.0.0.0/0", "eth1")),
         );
         let vtep: IpAddr = [198, 51, 100, 1].into();
         assert_eq!(host.default_address().expect("address"), vtep);
-        assert_eq!(host.underlay(vtep).expect("underlay"), Underlay { vtep, link_mtu: 1500 });
+        assert_eq!(
+            host.underlay(vtep).expect("underlay"),
+            Underlay {
+                vtep,
+                link_mtu: 1500
+            }
+        );
     }
 
     #[test]
     fn without_a_default_route_the_only_address_is_taken_and_two_are_asked_about() {
-        let one = host(&[("lo", "127.0.0.1/8"), ("eth0", "192.0.2.1/24"), ("eth0", "fe80::1/64")], None);
-        assert_eq!(one.default_address().expect("address"), IpAddr::from([192, 0, 2, 1]));
-        let two = host(&[("eth0", "192.0.2.1/24"), ("eth1", "2001:db8::1/64")], None);
+        let one = host(
+            &[
+                ("lo", "127.0.0.1/8"),
+                ("eth0", "192.0.2.1/24"),
+                ("eth0", "fe80::1/64"),
+            ],
+            None,
+        );
+        assert_eq!(
+            one.default_address().expect("address"),
+            IpAddr::from([192, 0, 2, 1])
+        );
+        let two = host(
+            &[("eth0", "192.0.2.1/24"), ("eth1", "2001:db8::1/64")],
+            None,
+        );
         let error = two.default_address().expect_err("ambiguous").to_string();
-        assert!(error.contains("192.0.2.1 (eth0), 2001:db8::1 (eth1)"), "{error}");
+        assert!(
+            error.contains("192.0.2.1 (eth0), 2001:db8::1 (eth1)"),
+            "{error}"
+        );
     }
 
     #[test]
     fn several_addresses_on_the_interface_are_named() {
-        let two = host(&[("eth0", "192.0.2.1/24"), ("eth0", "192.0.2.9/24")], Some(("0.0.0.0/0", "eth0")));
+        let two = host(
+            &[("eth0", "192.0.2.1/24"), ("eth0", "192.0.2.9/24")],
+            Some(("0.0.0.0/0", "eth0")),
+        );
         let error = two.default_address().expect_err("ambiguous").to_string();
         assert!(error.contains("192.0.2.1 or 192.0.2.9"), "{error}");
     }
@@ -190,9 +260,22 @@ mod tests {
     #[test]
     fn addresses_of_nobody_or_nowhere_are_refused() {
         let host = host(&[("lo", "127.0.0.1/8"), ("eth0", "192.0.2.1/24")], None);
-        for addr in ["192.0.2.9", "127.0.0.1", "0.0.0.0", "224.0.0.1", "::1", "fe80::1"] {
-            let error = host.underlay(addr.parse().expect("addr")).expect_err(addr).to_string();
-            assert!(error.contains(addr) && error.contains("--advertise"), "{error}");
+        for addr in [
+            "192.0.2.9",
+            "127.0.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "::1",
+            "fe80::1",
+        ] {
+            let error = host
+                .underlay(addr.parse().expect("addr"))
+                .expect_err(addr)
+                .to_string();
+            assert!(
+                error.contains(addr) && error.contains("--advertise"),
+                "{error}"
+            );
         }
     }
 }

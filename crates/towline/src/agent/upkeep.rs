@@ -40,7 +40,12 @@ fn leave_idle_networks(agent: &Agent) {
     let Ok(member) = agent.member() else { return };
     let idle: Vec<_> = agent.state.read(|state| {
         let used = |vni| state.endpoints.iter().any(|endpoint| endpoint.vni == vni);
-        state.networks.iter().map(|network| network.vni).filter(|&vni| !used(vni)).collect()
+        state
+            .networks
+            .iter()
+            .map(|network| network.vni)
+            .filter(|&vni| !used(vni))
+            .collect()
     });
     for vni in idle {
         if let Err(error) = member.leave_idle_network(agent, vni) {

@@ -3,7 +3,7 @@
 //! The answers are also what `--json` prints, so their shape is stable and
 //! written down in `docs/json.md`. Addresses, MACs and ids are strings.
 
-pub mod container;
+pub(crate) mod container;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
+pub(crate) enum Request {
     /// `towline status`.
     Status,
     /// `towline init`.
@@ -55,7 +55,7 @@ pub enum Request {
 /// The line sent back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// Done.
     Ok(Response),
     /// Not done; one line for a person.
@@ -65,7 +65,7 @@ pub enum Reply {
 /// What the agent answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Response {
+pub(crate) enum Response {
     /// Done, nothing to say.
     Done,
     /// To [`Request::Status`].
@@ -88,238 +88,238 @@ pub enum Response {
 
 /// How to make this host the first of a cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Init {
+pub(crate) struct Init {
     /// The VTEP address; without it the address of the default route's interface.
-    pub advertise: Option<IpAddr>,
+    pub(crate) advertise: Option<IpAddr>,
     /// UDP port of VXLAN and TCP port of control.
-    pub port: Option<u16>,
+    pub(crate) port: Option<u16>,
 }
 
 /// How to make this host one of an existing cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Join {
+pub(crate) struct Join {
     /// What `init` printed.
-    pub token: String,
+    pub(crate) token: String,
     /// Managers: an address, or address and port.
-    pub managers: Vec<String>,
+    pub(crate) managers: Vec<String>,
     /// The VTEP address; without it the address of the interface that leads to the first manager.
-    pub advertise: Option<IpAddr>,
+    pub(crate) advertise: Option<IpAddr>,
     /// This host's own UDP port of VXLAN.
-    pub port: Option<u16>,
+    pub(crate) port: Option<u16>,
 }
 
 /// What `init` made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Initialized {
+pub(crate) struct Initialized {
     /// This host's id.
-    pub host: String,
+    pub(crate) host: String,
     /// What other hosts join with.
-    pub token: String,
+    pub(crate) token: String,
     /// Where they find this manager.
-    pub manager: String,
+    pub(crate) manager: String,
     /// The whole command to run on another host.
-    pub join_command: String,
+    pub(crate) join_command: String,
     /// What the operator should know: one sentence each.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What `join` found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Joined {
+pub(crate) struct Joined {
     /// This host's id.
-    pub host: String,
+    pub(crate) host: String,
     /// The manager that answered.
-    pub manager: String,
+    pub(crate) manager: String,
     /// The largest IP packet that passed the underlay both ways, in bytes.
-    pub path_mtu: u16,
+    pub(crate) path_mtu: u16,
     /// What the operator should know: one sentence each.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A network to create.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct NetworkCreate {
+pub(crate) struct NetworkCreate {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its subnets; none: the next free /24 of 10.0.0.0/8.
-    pub subnets: Vec<IpNet>,
+    pub(crate) subnets: Vec<IpNet>,
     /// Its VNI; none: the next free one from 4096.
-    pub vni: Option<u32>,
+    pub(crate) vni: Option<u32>,
     /// Its MTU in bytes; none: as large as the hosts' links allow.
-    pub mtu: Option<u16>,
+    pub(crate) mtu: Option<u16>,
     /// Whether broadcast and unknown destinations are flooded.
-    pub flood: bool,
+    pub(crate) flood: bool,
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// A network as `network ls` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct NetworkSummary {
+pub(crate) struct NetworkSummary {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// `overlay`.
-    pub driver: String,
+    pub(crate) driver: String,
     /// `cluster`: the same on every host.
-    pub scope: String,
+    pub(crate) scope: String,
     /// Its VNI.
-    pub vni: u32,
+    pub(crate) vni: u32,
     /// Its MTU in bytes.
-    pub mtu: u16,
+    pub(crate) mtu: u16,
     /// Its subnets.
-    pub subnets: Vec<IpNet>,
+    pub(crate) subnets: Vec<IpNet>,
 }
 
 /// A network as `network inspect` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Network {
+pub(crate) struct Network {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// `overlay`.
-    pub driver: String,
+    pub(crate) driver: String,
     /// `cluster`.
-    pub scope: String,
+    pub(crate) scope: String,
     /// Its VNI.
-    pub vni: u32,
+    pub(crate) vni: u32,
     /// Its MTU in bytes.
-    pub mtu: u16,
+    pub(crate) mtu: u16,
     /// Its subnets.
-    pub subnets: Vec<Subnet>,
+    pub(crate) subnets: Vec<Subnet>,
     /// Whether broadcast and unknown destinations are flooded.
-    pub flood: bool,
+    pub(crate) flood: bool,
     /// Seconds since 1970.
-    pub created: u64,
+    pub(crate) created: u64,
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
     /// Containers on it, on all hosts.
-    pub endpoints: Vec<Endpoint>,
+    pub(crate) endpoints: Vec<Endpoint>,
     /// Hosts that have containers on it.
-    pub peers: Vec<Peer>,
+    pub(crate) peers: Vec<Peer>,
 }
 
 /// One subnet of a network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Subnet {
+pub(crate) struct Subnet {
     /// The prefix.
-    pub subnet: IpNet,
+    pub(crate) subnet: IpNet,
     /// The address that answers for the network itself.
-    pub gateway: IpAddr,
+    pub(crate) gateway: IpAddr,
 }
 
 /// One container's place in a network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// The container's name.
-    pub container: String,
+    pub(crate) container: String,
     /// Its host's name.
-    pub host: String,
+    pub(crate) host: String,
     /// Its MAC address.
-    pub mac: String,
+    pub(crate) mac: String,
     /// Its addresses, one per subnet.
-    pub ips: Vec<IpAddr>,
+    pub(crate) ips: Vec<IpAddr>,
     /// `up` or `down`.
-    pub state: String,
+    pub(crate) state: String,
 }
 
 /// A host that takes part in a network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// Its name.
-    pub host: String,
+    pub(crate) host: String,
     /// Its VTEP address.
-    pub vtep: IpAddr,
+    pub(crate) vtep: IpAddr,
 }
 
 /// A host as `host ls` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Host {
+pub(crate) struct Host {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its VTEP address.
-    pub vtep: IpAddr,
+    pub(crate) vtep: IpAddr,
     /// Its UDP port of VXLAN.
-    pub port: u16,
+    pub(crate) port: u16,
     /// MTU of its underlay link in bytes.
-    pub link_mtu: u16,
+    pub(crate) link_mtu: u16,
     /// `up`, or `down` when the manager has not heard from it for three seconds.
-    pub state: String,
+    pub(crate) state: String,
     /// Milliseconds since the manager last heard from it.
-    pub last_seen_ms: u64,
+    pub(crate) last_seen_ms: u64,
     /// Whether it runs a manager.
-    pub manager: bool,
+    pub(crate) manager: bool,
     /// Whether it is the host asked.
-    pub this: bool,
+    pub(crate) this: bool,
 }
 
 /// One line of `fdb`: where frames for a MAC go.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FdbEntry {
+pub(crate) struct FdbEntry {
     /// The network's name.
-    pub network: String,
+    pub(crate) network: String,
     /// Its VNI.
-    pub vni: u32,
+    pub(crate) vni: u32,
     /// The MAC address.
-    pub mac: String,
+    pub(crate) mac: String,
     /// `local`, `remote` or `gateway`.
-    pub kind: String,
+    pub(crate) kind: String,
     /// Addresses that resolve to the MAC.
-    pub ips: Vec<IpAddr>,
+    pub(crate) ips: Vec<IpAddr>,
     /// Remote: the VTEP it is behind.
-    pub remote: Option<String>,
+    pub(crate) remote: Option<String>,
     /// The host's name, when known.
-    pub host: Option<String>,
+    pub(crate) host: Option<String>,
     /// Local: the container.
-    pub container: Option<String>,
+    pub(crate) container: Option<String>,
 }
 
 /// What `status` shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// The program's version.
-    pub version: String,
+    pub(crate) version: String,
     /// The agent's process id.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// This host's name.
-    pub name: String,
+    pub(crate) name: String,
     /// Where its state lives.
-    pub state_dir: String,
+    pub(crate) state_dir: String,
     /// Its place in a cluster; none before `init` or `join`.
-    pub cluster: Option<ClusterStatus>,
+    pub(crate) cluster: Option<ClusterStatus>,
 }
 
 /// A host's place in its cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ClusterStatus {
+pub(crate) struct ClusterStatus {
     /// This host's id.
-    pub host: String,
+    pub(crate) host: String,
     /// `manager` or `member`.
-    pub role: String,
+    pub(crate) role: String,
     /// Its VTEP address.
-    pub vtep: IpAddr,
+    pub(crate) vtep: IpAddr,
     /// UDP port of VXLAN.
-    pub port: u16,
+    pub(crate) port: u16,
     /// MTU of its underlay link in bytes.
-    pub link_mtu: u16,
+    pub(crate) link_mtu: u16,
     /// How others join; only on a manager.
-    pub join_command: Option<String>,
+    pub(crate) join_command: Option<String>,
     /// The connection to the manager.
-    pub control: serde_json::Value,
+    pub(crate) control: serde_json::Value,
     /// The data path.
-    pub datapath: serde_json::Value,
+    pub(crate) datapath: serde_json::Value,
     /// Frames dropped, by reason; reasons that never happened are left out.
-    pub drops: BTreeMap<String, u64>,
+    pub(crate) drops: BTreeMap<String, u64>,
     /// Frames and bytes carried.
-    pub traffic: BTreeMap<String, u64>,
+    pub(crate) traffic: BTreeMap<String, u64>,
     /// The gateway bridge.
-    pub gateway: serde_json::Value,
+    pub(crate) gateway: serde_json::Value,
     /// How many containers have an endpoint here.
-    pub endpoints: usize,
+    pub(crate) endpoints: usize,
     /// What the operator should know: one sentence each.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }

@@ -17,7 +17,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
-    let request = Request::Fdb { network: args.network };
+    let request = Request::Fdb {
+        network: args.network,
+    };
     let Response::Fdb(entries) = context.client()?.request(&request)? else {
         return Err(super::unexpected());
     };

@@ -28,7 +28,9 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCod
     match command {
         Command::Ls { json } => ls(json, context)?,
         Command::Rm { host } => {
-            context.client()?.request(&Request::HostRemove(host.clone()))?;
+            context
+                .client()?
+                .request(&Request::HostRemove(host.clone()))?;
             output::line(&host)?;
         }
     }

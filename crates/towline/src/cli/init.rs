@@ -22,7 +22,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
-    let request = Request::Init(Init { advertise: args.advertise, port: args.port });
+    let request = Request::Init(Init {
+        advertise: args.advertise,
+        port: args.port,
+    });
     let Response::Initialized(made) = context.client()?.request(&request)? else {
         return Err(super::unexpected());
     };

@@ -14,6 +14,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
-    context.client()?.request(&Request::Leave { force: args.force })?;
+    context
+        .client()?
+        .request(&Request::Leave { force: args.force })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -117,7 +117,9 @@ impl Context {
 impl Cli {
     /// Runs the command and says with which code to exit.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let context = Context { socket: self.socket };
+        let context = Context {
+            socket: self.socket,
+        };
         match self.command {
             Command::Agent(args) => agent::run(args, &context),
             Command::Init(args) => init::run(args, &context),
@@ -155,7 +157,11 @@ pub(crate) const USAGE: u8 = 2;
 
 /// A failure with an exit code of its own, as an error.
 pub(crate) fn failure(code: u8, message: impl Into<String>) -> anyhow::Error {
-    Failure { code, message: message.into() }.into()
+    Failure {
+        code,
+        message: message.into(),
+    }
+    .into()
 }
 
 /// The agent answered something else than was asked.
@@ -167,7 +173,9 @@ pub(crate) fn unexpected() -> anyhow::Error {
 
 /// The code to exit with after `error`.
 pub(crate) fn exit_code_of(error: &anyhow::Error) -> ExitCode {
-    error.downcast_ref::<Failure>().map_or(ExitCode::FAILURE, |failure| ExitCode::from(failure.code))
+    error
+        .downcast_ref::<Failure>()
+        .map_or(ExitCode::FAILURE, |failure| ExitCode::from(failure.code))
 }
 
 #[cfg(test)]

@@ -39,7 +39,10 @@ pub(crate) enum Command {
         json: bool,
     },
     /// Remove networks that have no containers
-    #[command(visible_alias = "remove", after_help = "Example: towline network rm myoverlay")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "Example: towline network rm myoverlay"
+    )]
     Rm {
         /// Names or ids
         #[arg(required = true, value_name = "NETWORK")]
@@ -136,16 +139,36 @@ impl RefusedOptions {
         let leave_it_out = "leave it out";
         for (given, option, instead) in [
             (self.internal, "--internal", leave_it_out),
-            (self.encrypted, "--encrypted", "run the underlay over a network you trust"),
+            (
+                self.encrypted,
+                "--encrypted",
+                "run the underlay over a network you trust",
+            ),
             (self.ingress, "--ingress", leave_it_out),
             (self.ipv6, "--ipv6", "give an IPv6 --subnet instead"),
-            (!self.gateway.is_empty(), "--gateway", "the first address of each subnet is the gateway's"),
-            (!self.ip_range.is_empty(), "--ip-range", "give a smaller --subnet"),
+            (
+                !self.gateway.is_empty(),
+                "--gateway",
+                "the first address of each subnet is the gateway's",
+            ),
+            (
+                !self.ip_range.is_empty(),
+                "--ip-range",
+                "give a smaller --subnet",
+            ),
             (!self.aux_address.is_empty(), "--aux-address", leave_it_out),
             (self.ipam_driver.is_some(), "--ipam-driver", leave_it_out),
             (!self.ipam_opt.is_empty(), "--ipam-opt", leave_it_out),
-            (!self.opt.is_empty(), "--opt", "use --mtu and --vni for what they are for"),
-            (self.scope.is_some(), "--scope", "every network is the cluster's"),
+            (
+                !self.opt.is_empty(),
+                "--opt",
+                "use --mtu and --vni for what they are for",
+            ),
+            (
+                self.scope.is_some(),
+                "--scope",
+                "every network is the cluster's",
+            ),
             (self.config_only, "--config-only", leave_it_out),
             (self.config_from.is_some(), "--config-from", leave_it_out),
         ] {
@@ -160,17 +183,30 @@ impl RefusedOptions {
 pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     match command {
         Command::Create(args) => create(args, context)?,
-        Command::Ls { quiet, no_trunc, json } => ls(quiet, no_trunc, json, context)?,
+        Command::Ls {
+            quiet,
+            no_trunc,
+            json,
+        } => ls(quiet, no_trunc, json, context)?,
         Command::Inspect { networks, json: _ } => return inspect(networks, context),
         Command::Rm { networks, force } => return rm(networks, force, context),
         Command::Connect { .. } => {
-            return Err(not_built("network connect", "name each network at 'towline run --network'"));
+            return Err(not_built(
+                "network connect",
+                "name each network at 'towline run --network'",
+            ));
         }
         Command::Disconnect { .. } => {
-            return Err(not_built("network disconnect", "remove the container with 'towline rm'"));
+            return Err(not_built(
+                "network disconnect",
+                "remove the container with 'towline rm'",
+            ));
         }
         Command::Prune { .. } => {
-            return Err(not_built("network prune", "remove each network with 'towline network rm'"));
+            return Err(not_built(
+                "network prune",
+                "remove each network with 'towline network rm'",
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -179,21 +215,36 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCod
 fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
     args.refused.check()?;
     if args.driver != "overlay" {
-        anyhow::bail!("no driver '{}': only 'overlay' exists, so leave -d out", args.driver);
+        anyhow::bail!(
+            "no driver '{}': only 'overlay' exists, so leave -d out",
+            args.driver
+        );
     }
-    let subnets = args.subnet.iter().map(|text| subnet(text)).collect::<anyhow::Result<_>>()?;
+    let subnets = args
+        .subnet
+        .iter()
+        .map(|text| subnet(text))
+        .collect::<anyhow::Result<_>>()?;
     let request = Request::NetworkCreate(NetworkCreate {
         name: args.name,
         subnets,
         vni: args.vni,
         mtu: args.mtu,
         flood: !args.no_flood,
-        labels: args.label.iter().map(|text| label(text)).collect::<anyhow::Result<BTreeMap<_, _>>>()?,
+        labels: args
+            .label
+            .iter()
+            .map(|text| label(text))
+            .collect::<anyhow::Result<BTreeMap<_, _>>>()?,
     });
     let Response::Network(network) = context.client()?.request(&request)? else {
         return Err(super::unexpected());
     };
-    if args.json { output::json(&network) } else { output::line(&network.id) }
+    if args.json {
+        output::json(&network)
+    } else {
+        output::line(&network.id)
+    }
 }
 
 /// A subnet as an operator writes it; one with host bits set is refused as Docker does.
@@ -223,13 +274,27 @@ fn ls(quiet: bool, no_trunc: bool, json: bool, context: &Context) -> anyhow::Res
         return output::json(&networks);
     }
     let cut = |id: &str| {
-        if no_trunc { id.to_owned() } else { id.get(..12).unwrap_or(id).to_owned() }
+        if no_trunc {
+            id.to_owned()
+        } else {
+            id.get(..12).unwrap_or(id).to_owned()
+        }
     };
     if quiet {
-        return networks.iter().try_for_each(|network| output::line(&cut(&network.id)));
+        return networks
+            .iter()
+            .try_for_each(|network| output::line(&cut(&network.id)));
     }
     output::table(
-        &["NETWORK ID", "NAME", "DRIVER", "SCOPE", "VNI", "MTU", "SUBNETS"],
+        &[
+            "NETWORK ID",
+            "NAME",
+            "DRIVER",
+            "SCOPE",
+            "VNI",
+            "MTU",
+            "SUBNETS",
+        ],
         networks.into_iter().map(|network| {
             [
                 cut(&network.id),
@@ -266,7 +331,10 @@ fn rm(names: Vec<String>, force: bool, context: &Context) -> anyhow::Result<Exit
     let mut client = context.client()?;
     let mut code = ExitCode::SUCCESS;
     for name in names {
-        match client.request(&Request::NetworkRemove { name: name.clone(), force }) {
+        match client.request(&Request::NetworkRemove {
+            name: name.clone(),
+            force,
+        }) {
             Ok(_) => output::line(&name)?,
             Err(error) => {
                 eprintln!("towline: {error}");
@@ -284,7 +352,10 @@ mod tests {
     #[test]
     fn a_subnet_with_host_bits_is_named_with_what_it_should_be() {
         let error = subnet("10.0.1.1/24").expect_err("host bits");
-        assert_eq!(error.to_string(), "invalid subnet 10.0.1.1/24: it should be 10.0.1.0/24");
+        assert_eq!(
+            error.to_string(),
+            "invalid subnet 10.0.1.1/24: it should be 10.0.1.0/24"
+        );
         assert!(subnet("10.0.1.0").is_err());
         assert!(subnet("fd00:9::/64").is_ok());
     }

@@ -27,7 +27,9 @@ where
     R: IntoIterator<Item = String>,
 {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(headings.iter().copied());
+    table
+        .load_style(presets::NOTHING)
+        .set_header(headings.iter().copied());
     for row in rows {
         table.add_row(row);
     }
@@ -47,5 +49,9 @@ pub(crate) fn warnings(warnings: &[String]) {
 /// Joins what can be printed with commas; `-` when there is nothing.
 pub(crate) fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
-    if items.is_empty() { "-".to_owned() } else { items.join(", ") }
+    if items.is_empty() {
+        "-".to_owned()
+    } else {
+        items.join(", ")
+    }
 }

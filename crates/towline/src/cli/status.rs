@@ -24,7 +24,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         output::json(&status)?;
     } else {
         output::line(text(&status).trim_end())?;
-        output::warnings(status.cluster.as_ref().map_or(&[], |cluster| &cluster.warnings));
+        output::warnings(
+            status
+                .cluster
+                .as_ref()
+                .map_or(&[], |cluster| &cluster.warnings),
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -32,7 +37,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
 fn text(status: &Status) -> String {
     let mut lines = vec![(
         "agent".to_owned(),
-        format!("{}, towline {}, process {}, state in {}", status.name, status.version, status.pid, status.state_dir),
+        format!(
+            "{}, towline {}, process {}, state in {}",
+            status.name, status.version, status.pid, status.state_dir
+        ),
     )];
     match &status.cluster {
         Some(cluster) => lines.extend(cluster_lines(cluster)),
@@ -41,7 +49,10 @@ fn text(status: &Status) -> String {
             "none: run 'towline init' for a new one, or 'towline join'".to_owned(),
         )),
     }
-    lines.iter().map(|(what, value)| format!("{what:<10}{value}\n")).collect()
+    lines
+        .iter()
+        .map(|(what, value)| format!("{what:<10}{value}\n"))
+        .collect()
 }
 
 fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
@@ -70,7 +81,12 @@ fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
 }
 
 fn counts(counts: &BTreeMap<String, u64>) -> String {
-    output::list(counts.iter().filter(|(_, count)| **count > 0).map(|(name, count)| format!("{name} {count}")))
+    output::list(
+        counts
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(name, count)| format!("{name} {count}")),
+    )
 }
 
 /// An object as one line: `name value` pairs, what is absent left out.
@@ -78,11 +94,16 @@ fn flat(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", items.iter().map(flat).collect::<Vec<_>>().join("; ")),
+        Value::Array(items) => format!(
+            "[{}]",
+            items.iter().map(flat).collect::<Vec<_>>().join("; ")
+        ),
         Value::Object(fields) => output::list(
             fields
                 .iter()
-                .filter(|(_, value)| !matches!(value, Value::Null) && **value != Value::Array(Vec::new()))
+                .filter(|(_, value)| {
+                    !matches!(value, Value::Null) && **value != Value::Array(Vec::new())
+                })
                 .map(|(name, value)| match value {
                     Value::Object(_) => format!("{} ({})", name.replace('_', " "), flat(value)),
                     _ => format!("{} {}", name.replace('_', " "), flat(value)),
@@ -104,8 +125,13 @@ mod tests {
 
     #[test]
     fn a_host_without_a_cluster_is_told_what_to_do() {
-        let status =
-            Status { version: "1".into(), pid: 7, name: "h1".into(), state_dir: "/s".into(), cluster: None };
+        let status = Status {
+            version: "1".into(),
+            pid: 7,
+            name: "h1".into(),
+            state_dir: "/s".into(),
+            cluster: None,
+        };
         assert!(text(&status).contains("towline init"));
     }
 }

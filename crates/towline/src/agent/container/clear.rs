@@ -241,8 +241,7 @@ pub(super) fn release_endpoint(
         state
             .endpoints
             .retain(|endpoint| (endpoint.vni, endpoint.epoch) != (record.vni, record.epoch));
-    })?;
-    member.leave_idle_network(agent, record.vni)
+    })
 }
 
 fn release_gateway(agent: &Agent, member: &Member, spec: &Spec) -> anyhow::Result<()> {
