@@ -10,7 +10,7 @@ use crate::shim::process::ProcessId;
 /// What a client or a shim asks about containers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
+pub(crate) enum Request {
     /// `towline run`, first half: make all that the command will find.
     Prepare(Prepare),
     /// The client could not start the command: undo [`Request::Prepare`].
@@ -49,27 +49,27 @@ pub enum Request {
 
 /// A container to make.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Prepare {
+pub(crate) struct Prepare {
     /// Its name; none: a random one.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// The networks it is attached to, by name or id, in the order of its interfaces.
-    pub networks: Vec<String>,
+    pub(crate) networks: Vec<String>,
     /// The addresses wanted on the first network.
-    pub ips: Vec<IpAddr>,
+    pub(crate) ips: Vec<IpAddr>,
     /// The MAC address wanted on the first network.
-    pub mac: Option<vtep::MacAddr>,
+    pub(crate) mac: Option<vtep::MacAddr>,
     /// Whether it goes when its command ends.
-    pub remove: bool,
+    pub(crate) remove: bool,
     /// The command and its arguments, to show.
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
     /// Process id of the client: when it dies before the start, all is undone.
-    pub client: u32,
+    pub(crate) client: u32,
 }
 
 /// What the agent answers about containers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Response {
+pub(crate) enum Response {
     /// Done, nothing to say.
     Done,
     /// To [`Request::Prepare`].
@@ -84,73 +84,73 @@ pub enum Response {
 
 /// A container that waits for its command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Where its files are.
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// What the operator should know: one sentence each.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Where a container is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Located {
+pub(crate) struct Located {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Where its files are.
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Its first process while it runs.
-    pub process: Option<ProcessId>,
+    pub(crate) process: Option<ProcessId>,
 }
 
 /// A container as `ps` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Container {
+pub(crate) struct Container {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its command and arguments.
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
     /// `created` before its command starts, `running`, `ending` while it is cleared away, or `exited`.
-    pub state: String,
+    pub(crate) state: String,
     /// Process id of its first process while it runs.
-    pub pid: Option<u32>,
+    pub(crate) pid: Option<u32>,
     /// Exit code of an ended one.
-    pub exit_code: Option<u8>,
+    pub(crate) exit_code: Option<u8>,
     /// Seconds since 1970 when it was made.
-    pub created: u64,
+    pub(crate) created: u64,
     /// Seconds since 1970 when it ended.
-    pub finished: Option<u64>,
+    pub(crate) finished: Option<u64>,
     /// Its places in networks.
-    pub endpoints: Vec<Place>,
+    pub(crate) endpoints: Vec<Place>,
     /// Its place on the gateway bridge.
-    pub gwbridge: Option<GatewayPlace>,
+    pub(crate) gwbridge: Option<GatewayPlace>,
 }
 
 /// A container's place in one network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Place {
+pub(crate) struct Place {
     /// The network's name.
-    pub network: String,
+    pub(crate) network: String,
     /// The interface inside the container.
-    pub interface: String,
+    pub(crate) interface: String,
     /// The MAC address.
-    pub mac: String,
+    pub(crate) mac: String,
     /// The addresses.
-    pub ips: Vec<IpAddr>,
+    pub(crate) ips: Vec<IpAddr>,
 }
 
 /// A container's place on the gateway bridge of its host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct GatewayPlace {
+pub(crate) struct GatewayPlace {
     /// The interface inside the container.
-    pub interface: String,
+    pub(crate) interface: String,
     /// The interface on the host.
-    pub host_interface: String,
+    pub(crate) host_interface: String,
     /// The addresses.
-    pub ips: Vec<IpAddr>,
+    pub(crate) ips: Vec<IpAddr>,
 }

@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 
 /// One process of one boot: the id together with the moment it started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessId {
+pub(crate) struct ProcessId {
     /// The process id.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Clock ticks from boot to its start (proc(5), field 22 of `stat`).
-    pub start_ticks: u64,
+    pub(crate) start_ticks: u64,
     /// The boot both belong to: process ids repeat after the next one.
-    pub boot: String,
+    pub(crate) boot: String,
 }
 
 impl ProcessId {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bridge::Attachment;
-use control::{EndpointState, Network, NetworkDetails};
+use control::{Endpoint, EndpointState, Network, NetworkDetails};
 use ipnet::IpNet;
 use netns::{Netlink, Netns, Route, sysctl};
 use vtep::datapath::PortSpec;
@@ -228,9 +228,7 @@ fn make(
     folder.write_spec(spec)?;
     // Last: from here on other hosts send frames.
     for record in &records {
-        member
-            .control
-            .publish(record.vni, record.epoch, EndpointState::Up);
+        member.control.publish(endpoint(record), EndpointState::Up);
     }
     super::reconcile::watch_client(agent, spec);
     Ok(warnings)
@@ -312,6 +310,17 @@ fn attach(
         }
     }
     Ok(())
+}
+
+/// An endpoint as the manager knows it.
+pub(super) fn endpoint(record: &EndpointRecord) -> Endpoint {
+    Endpoint {
+        vni: record.vni,
+        container: record.container.clone(),
+        mac: record.mac,
+        ips: record.ips.clone(),
+        epoch: record.epoch,
+    }
 }
 
 /// What the datapath must know of an endpoint.

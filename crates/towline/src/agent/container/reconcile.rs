@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bridge::Attachment;
 use control::{EndpointState, Epoch, Owned};
 use netns::Netns;
 use vtep::Vni;
 
-use super::prepare::port_spec;
+use super::prepare::{endpoint, port_spec};
 use super::{Agent, clear, held};
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::shim::folder::{Folder, Phase, Spec};
@@ -132,9 +133,7 @@ fn serve(agent: &Agent, spec: &Spec) -> anyhow::Result<()> {
             .datapath
             .adopt(&port_spec(&netns, record))
             .with_context(|| format!("can't take up the interface {}", record.ifname))?;
-        member
-            .control
-            .publish(record.vni, record.epoch, EndpointState::Up);
+        member.control.publish(endpoint(record), EndpointState::Up);
     }
     let attachments: Vec<AttachmentRecord> = agent.state.read(|state| {
         state
@@ -147,7 +146,12 @@ fn serve(agent: &Agent, spec: &Spec) -> anyhow::Result<()> {
     for record in attachments {
         member
             .gateway()
-            .adopt(&record.host_ifname, record.addresses)
+            .adopt(&Attachment {
+                container: netns.clone(),
+                ifname: record.ifname,
+                host_ifname: record.host_ifname,
+                addresses: Some(record.addresses),
+            })
             .context("can't take up its place on the gateway bridge")?;
     }
     held(&agent.containers.served).insert(spec.name.clone());
