@@ -86,10 +86,6 @@ const fn mix(state: u64, word: u64) -> u64 {
 }
 
 #[inline]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the upper half is the hash"
-)]
 const fn finish(state: u64) -> u32 {
     (mix(state, KEY[0]) >> 32) as u32
 }

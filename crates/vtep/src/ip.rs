@@ -177,9 +177,9 @@ impl<'a> Packet<'a> {
 
 /// The link-local address that `mac` gives its interface (RFC 4291 appendix A, modified EUI-64).
 #[must_use]
-pub const fn link_local(mac: crate::MacAddr) -> Ipv6Addr {
+pub fn link_local(mac: crate::MacAddr) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
-    Ipv6Addr::from_octets([
+    Ipv6Addr::from([
         0xfe,
         0x80,
         0,
@@ -201,9 +201,9 @@ pub const fn link_local(mac: crate::MacAddr) -> Ipv6Addr {
 
 /// The group that neighbour solicitations for `ip` go to (RFC 4291 §2.7.1).
 #[must_use]
-pub const fn solicited_node(ip: Ipv6Addr) -> Ipv6Addr {
+pub fn solicited_node(ip: Ipv6Addr) -> Ipv6Addr {
     let [.., a, b, c] = ip.octets();
-    Ipv6Addr::from_octets([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c])
+    Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c])
 }
 
 /// The sum of a pseudo-header, to start an upper layer's checksum with (RFC 9293 §3.1, RFC 8200 §8.1).

@@ -83,7 +83,7 @@ impl Message {
                 .get(8..)
                 .and_then(|rest| rest.first_chunk::<16>())
                 .ok_or(Malformed)?;
-            Ok(Ipv6Addr::from_octets(*bytes))
+            Ok(Ipv6Addr::from(*bytes))
         };
         Ok(Some(match kind {
             ROUTER_SOLICITATION => Self::RouterSolicitation {

@@ -102,10 +102,6 @@ impl<K: Copy + Eq + Hash, V: Copy> ShardedMap<K, V> {
 
 /// The tables take their buckets from the lowest bits of the hash and their tags from the highest seven; the shard comes
 /// from bits between, or all of a shard's entries would crowd into few buckets.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "only the low bits below the shard count are kept"
-)]
 fn shard_index(hash: u64, count: usize) -> usize {
     (hash >> 32) as usize & (count - 1)
 }
