@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use netns::Netns;
 
 pub mod cluster;
+pub mod wire;
 
 /// Fails the test when it doesn't run as root.
 ///
