@@ -1,1 +1,47 @@
 //! Who has which MAC and IP address, on which host: allocation, epochs, distribution.
+//!
+//! ```text
+//!   agent core  ──ToManager──▶  manager core ──writes──▶ store
+//!   (agent.rs)  ◀──ToAgent───   (manager/)   ◀──load───  (store.rs)
+//!        ▲                          ▲
+//!        │ commands, events         │ probes
+//!   client.rs (a thread)        server.rs (two threads)      framing in transport.rs
+//! ```
+//!
+//! The data model is in [`epoch`], [`row`] and [`table`]: a row is a register that only a higher epoch can overwrite, so
+//! late, doubled or reordered news cannot hurt. The allocator is the only maker of epochs. Both state machines are pure: they
+//! are told the time and the messages, and are asked for what to send; `client.rs` and `server.rs` own clocks and sockets.
+//!
+//! What this crate does not do: it never touches a packet of a container, it knows no namespace and no datapath (the program
+//! turns [`Event`]s into table changes), and it makes no consensus between managers. Its connections are authenticated by a
+//! [`Token`] and **not encrypted**; TLS will wrap the stream in `transport.rs`.
+
+pub mod agent;
+pub mod allocator;
+mod client;
+pub mod epoch;
+pub mod host;
+pub mod manager;
+pub mod message;
+pub mod network;
+pub mod request;
+pub mod row;
+mod server;
+pub mod store;
+pub mod table;
+mod token;
+mod transport;
+
+pub use client::{AgentConfig, AgentError, AgentHandle};
+pub use epoch::Epoch;
+pub use host::{HostId, HostInfo, HostView};
+pub use network::{Endpoint, Network, NetworkSpec, Subnet, is_valid_name, quote};
+pub use request::{
+    ClusterInfo, ControlStatus, EndpointState, EndpointView, Event, NetworkDetails, Owned, Request,
+    RequestError, Response, SubscriptionStatus,
+};
+pub use row::{Row, State};
+pub use server::{ManagerConfig, ManagerError, ManagerHandle, ManagerStatus, Prober};
+pub use store::{FileStore, MemoryStore, Store, StoreError};
+pub use table::{MemberState, TableChange};
+pub use token::{Token, TokenError};

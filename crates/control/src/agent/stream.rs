@@ -1,0 +1,234 @@
+//! One subscribed network: its table, and where its stream of changes stands.
+
+use std::collections::{HashSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use vtep::Vni;
+
+use super::{Output, millis};
+use crate::host::HostId;
+use crate::message::{Rows, ToManager};
+use crate::network::Network;
+use crate::request::{Event, SubscriptionStatus};
+use crate::table::{Table, TableChange};
+
+/// How long to wait for the answer to one resynchronisation before asking for the next.
+const RESYNC_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The table of one network and the place in the manager's order up to which it is complete.
+#[derive(Debug)]
+pub(super) struct Stream {
+    vni: Vni,
+    table: Table,
+    network: Option<Network>,
+    /// 0: nothing yet.
+    generation: u16,
+    revision: u64,
+    /// The rows are all there are; unset while the manager is still learning what it lost.
+    settled: bool,
+    /// The highest place that any news claimed, to notice what is missing.
+    claimed: (u16, u64),
+    receiving: Option<Receiving>,
+    resync_asked: Option<Duration>,
+    news_at: Option<Duration>,
+}
+
+/// A message in parts.
+#[derive(Debug)]
+struct Receiving {
+    generation: u16,
+    from: u64,
+    to: u64,
+    next_part: u32,
+    /// Addresses in a snapshot.
+    seen: HashSet<IpAddr>,
+}
+
+impl Stream {
+    pub(super) fn new(vni: Vni, masked: impl Iterator<Item = HostId>) -> Self {
+        let mut stream = Self {
+            vni,
+            table: Table::default(),
+            network: None,
+            generation: 0,
+            revision: 0,
+            settled: false,
+            claimed: (0, 0),
+            receiving: None,
+            resync_asked: None,
+            news_at: None,
+        };
+        for host in masked {
+            stream.table.set_masked(host, true, &mut Vec::new());
+        }
+        stream
+    }
+
+    pub(super) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The message that makes the stream go on from where it is.
+    pub(super) fn subscribe(&self) -> ToManager {
+        // A table from an unsettled manager may hold rows that no longer exist: only a snapshot can tell.
+        let (generation, revision) = if self.settled {
+            (self.generation, self.revision)
+        } else {
+            (0, 0)
+        };
+        ToManager::Subscribe {
+            vni: self.vni,
+            generation,
+            revision,
+            network: self.network.clone(),
+        }
+    }
+
+    /// Parts of an unfinished message do not come any more.
+    pub(super) fn disconnected(&mut self) {
+        self.receiving = None;
+        self.resync_asked = None;
+        self.claimed = (self.generation, self.revision);
+    }
+
+    pub(super) fn handle_network(&mut self, network: Network, outputs: &mut VecDeque<Output>) {
+        if self
+            .network
+            .as_ref()
+            .is_some_and(|known| known.id != network.id)
+        {
+            // Another network with this VNI: nothing of the old one's table means anything.
+            outputs.push_back(Output::Event(Event::NetworkRemoved(self.vni)));
+            let mut forgotten = Vec::new();
+            self.table.retain(|_| false, &mut forgotten);
+            (self.generation, self.revision, self.settled) = (0, 0, false);
+            self.receiving = None;
+        }
+        if self.network.as_ref() != Some(&network) {
+            self.network = Some(network.clone());
+            outputs.push_back(Output::Event(Event::NetworkChanged(network)));
+        }
+    }
+
+    pub(super) fn set_masked(
+        &mut self,
+        host: HostId,
+        masked: bool,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let mut changes = Vec::new();
+        self.table.set_masked(host, masked, &mut changes);
+        self.tell(changes, outputs);
+    }
+
+    pub(super) fn handle_rows(
+        &mut self,
+        rows: Rows,
+        now: Duration,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        self.news_at = Some(now);
+        self.claimed = self.claimed.max((rows.generation, rows.to));
+        let place = self.place(&rows);
+        let mut changes = Vec::new();
+        let ips: Vec<IpAddr> = rows.rows.iter().map(|row| row.ip).collect();
+        // Whether or not something before them is missing: a row is never wrong, at most older than what is known.
+        for row in rows.rows {
+            self.table.apply(row, &mut changes);
+        }
+        if let Some(mut receiving) = place {
+            if rows.from == 0 {
+                receiving.seen.extend(ips);
+            }
+            if rows.last {
+                self.complete(&receiving, rows.settled, &mut changes);
+            } else {
+                receiving.next_part += 1;
+                self.receiving = Some(receiving);
+            }
+        }
+        self.tell(changes, outputs);
+    }
+
+    /// Asks again for what is missing, if something is.
+    pub(super) fn poll_resync(&mut self, now: Duration) -> Option<ToManager> {
+        let waiting = self
+            .resync_asked
+            .is_some_and(|at| now.saturating_sub(at) < RESYNC_PATIENCE);
+        let complete = self.claimed <= (self.generation, self.revision) || self.receiving.is_some();
+        // A stream that never began is waiting for its subscription's answer.
+        if complete || waiting {
+            return None;
+        }
+        self.resync_asked = Some(now);
+        Some(self.subscribe())
+    }
+
+    pub(super) fn status(&self, now: Duration) -> SubscriptionStatus {
+        SubscriptionStatus {
+            vni: self.vni,
+            name: self.network.as_ref().map(|network| network.name.clone()),
+            generation: self.generation,
+            revision: self.revision,
+            rows: self.table.len(),
+            age_ms: self.news_at.map(|at| millis(now.saturating_sub(at))),
+        }
+    }
+
+    /// The message that this part belongs to, if nothing before it is missing.
+    fn place(&mut self, rows: &Rows) -> Option<Receiving> {
+        let receiving = self.receiving.take();
+        if rows.part > 0 {
+            return receiving.filter(|r| {
+                (r.generation, r.from, r.to, r.next_part)
+                    == (rows.generation, rows.from, rows.to, rows.part)
+            });
+        }
+        let follows =
+            rows.from == 0 || rows.generation == self.generation && rows.from <= self.revision;
+        follows.then(|| Receiving {
+            generation: rows.generation,
+            from: rows.from,
+            to: rows.to,
+            next_part: 0,
+            seen: HashSet::new(),
+        })
+    }
+
+    /// The last part is here: the table is complete up to its revision.
+    fn complete(&mut self, done: &Receiving, settled: bool, changes: &mut Vec<TableChange>) {
+        self.resync_asked = None;
+        if done.generation < self.generation {
+            return;
+        }
+        let newer = done.generation > self.generation;
+        if done.from == 0 {
+            // Within a settled generation rows are never forgotten, so there is nothing to remove.
+            if settled && (newer || !self.settled) {
+                // What is above the snapshot came after it.
+                let cut = crate::epoch::Epoch::new(done.generation, done.to);
+                self.table.retain(
+                    |row| done.seen.contains(&row.ip) || row.epoch > cut,
+                    changes,
+                );
+            }
+            self.settled = settled;
+        }
+        self.revision = if newer {
+            done.to
+        } else {
+            self.revision.max(done.to)
+        };
+        self.generation = done.generation;
+    }
+
+    fn tell(&self, changes: Vec<TableChange>, outputs: &mut VecDeque<Output>) {
+        if !changes.is_empty() {
+            outputs.push_back(Output::Event(Event::Table {
+                vni: self.vni,
+                changes,
+            }));
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The agent's control thread: connects to a manager, keeps the state machine supplied, and gives plain threads a handle.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use vtep::Vni;
+
+use crate::agent::{Agent, Output, REQUEST_DEADLINE};
+use crate::host::HostInfo;
+use crate::message::{MessageError, ToAgent};
+use crate::network::Endpoint;
+use crate::request::{
+    ClusterInfo, ControlStatus, EndpointState, Event, Request, RequestError, Response,
+};
+use crate::token::Token;
+use crate::transport::{FRAME_MAX, FrameError, Outbox, read_frame};
+
+/// How often the state machine is told the time.
+const TICK: Duration = Duration::from_millis(100);
+/// How long one manager is given to take a connection.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+/// The wait between rounds over the managers: grows from the first to the second, so that a healed host is back within 5 s.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// What an agent is made of.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// This host.
+    pub host: HostInfo,
+    /// The managers, tried in order.
+    pub managers: Vec<SocketAddr>,
+    /// The cluster's token.
+    pub token: Token,
+    /// The address that connections come from: the VTEP's. Managers take no other.
+    pub bind: IpAddr,
+    /// What this host runs already, after a restart of its agent.
+    pub endpoints: Vec<(Endpoint, EndpointState)>,
+}
+
+/// Why an agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// There is nobody to connect to.
+    #[error("no manager is named: give at least one address")]
+    NoManager,
+    /// No thread.
+    #[error("failed to start the control thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A running control thread. Every method may be called from any plain thread; none from async code.
+#[derive(Debug)]
+pub struct AgentHandle {
+    shared: Arc<Shared>,
+    events: Receiver<Event>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    core: Mutex<Core>,
+    /// The connection came or a manager refused it.
+    changed: Condvar,
+    /// There is something to send.
+    wake: Notify,
+    stop: Notify,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Core {
+    agent: Agent,
+    cluster: Option<ClusterInfo>,
+    answers: HashMap<u64, SyncSender<Result<Response, RequestError>>>,
+    next_call: u64,
+    stopped: bool,
+}
+
+impl AgentHandle {
+    /// Starts the thread. Its sockets belong to the network namespace of the calling thread.
+    pub fn start(config: AgentConfig) -> Result<Self, AgentError> {
+        if config.managers.is_empty() {
+            return Err(AgentError::NoManager);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(AgentError::Thread)?;
+        let mut agent = Agent::new(config.host, config.token, config.managers);
+        for (endpoint, state) in config.endpoints {
+            agent.publish(endpoint, state);
+        }
+        let shared = Arc::new(Shared {
+            core: Mutex::new(Core {
+                agent,
+                cluster: None,
+                answers: HashMap::new(),
+                next_call: 0,
+                stopped: false,
+            }),
+            changed: Condvar::new(),
+            wake: Notify::new(),
+            stop: Notify::new(),
+            started: Instant::now(),
+        });
+        // Unbounded: the program must take news, and a table's news are bounded by the table.
+        let (news, events) = crossbeam_channel::unbounded();
+        let driver = Driver {
+            shared: Arc::clone(&shared),
+            news,
+            bind: config.bind,
+        };
+        let body = move || {
+            runtime.block_on(driver.run());
+            driver.end();
+        };
+        let thread = std::thread::Builder::new()
+            .name("control-agent".to_owned())
+            .spawn(body)
+            .map_err(AgentError::Thread)?;
+        Ok(Self {
+            shared,
+            events,
+            thread: Some(thread),
+        })
+    }
+
+    /// Waits until a manager took this host in. A refusal in words (a wrong token, a name taken) ends the wait.
+    pub fn wait_connected(&self, patience: Duration) -> Result<ClusterInfo, RequestError> {
+        let deadline = Instant::now() + patience;
+        let mut core = self.shared.core();
+        loop {
+            if core.stopped {
+                return Err(RequestError::Stopped);
+            }
+            if let Some(cluster) = &core.cluster {
+                return Ok(cluster.clone());
+            }
+            if let Some(reason) = core.agent.rejected() {
+                return Err(RequestError::Refused(reason.to_owned()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let cause = core.agent.last_error().unwrap_or("no answer").to_owned();
+                return Err(core.agent.not_connected(&cause, self.shared.now()));
+            }
+            let waited = self.shared.changed.wait_timeout(core, left);
+            core = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Asks the manager and waits for the answer, 5 s at most, 2 s of them for a connection.
+    pub fn request(&self, request: Request) -> Result<Response, RequestError> {
+        let (sender, answer) = sync_channel(1);
+        {
+            let mut core = self.shared.core();
+            if core.stopped {
+                return Err(RequestError::Stopped);
+            }
+            let id = core.next_call;
+            core.next_call += 1;
+            core.answers.insert(id, sender);
+            core.agent.call(id, request, self.shared.now());
+        }
+        self.shared.wake.notify_one();
+        // The state machine ends every call at its deadline; the margin is for the thread to get there on a busy machine.
+        match answer.recv_timeout(REQUEST_DEADLINE * 2) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(RequestError::Stopped)
+            }
+        }
+    }
+
+    /// Keep the table of this network: its present state comes as events, then every change.
+    pub fn subscribe(&self, vni: Vni) {
+        self.shared.core().agent.subscribe(vni);
+        self.shared.wake.notify_one();
+    }
+
+    /// Forget the table of this network. No event follows but those already under way.
+    pub fn unsubscribe(&self, vni: Vni) {
+        self.shared.core().agent.unsubscribe(vni);
+        self.shared.wake.notify_one();
+    }
+
+    /// This host's endpoint is up or down; said again on every connection until the endpoint is freed or lost.
+    pub fn publish(&self, endpoint: Endpoint, state: EndpointState) {
+        self.shared.core().agent.publish(endpoint, state);
+        self.shared.wake.notify_one();
+    }
+
+    /// News, in order. Disconnected once the thread has ended.
+    #[must_use]
+    pub fn events(&self) -> &Receiver<Event> {
+        &self.events
+    }
+
+    /// How things stand.
+    #[must_use]
+    pub fn status(&self) -> ControlStatus {
+        self.shared.core().agent.status(self.shared.now())
+    }
+
+    /// Ends the thread and its connection.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        self.shared.stop.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the control thread ended by a panic");
+        }
+    }
+}
+
+impl Drop for AgentHandle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// What the thread runs.
+struct Driver {
+    shared: Arc<Shared>,
+    news: Sender<Event>,
+    bind: IpAddr,
+}
+
+impl Driver {
+    async fn run(&self) {
+        tokio::select! {
+            () = self.shared.stop.notified() => {}
+            () = self.connect_for_ever() => {}
+        }
+    }
+
+    /// Nobody waits for an answer that cannot come.
+    fn end(&self) {
+        let mut core = self.shared.core();
+        core.stopped = true;
+        core.cluster = None;
+        core.answers.clear();
+        self.shared.changed.notify_all();
+    }
+
+    async fn connect_for_ever(&self) {
+        let managers = self.shared.core().agent.managers().to_vec();
+        let mut wait = RETRY.0;
+        loop {
+            for &manager in &managers {
+                match self.ticking(connect(self.bind, manager)).await {
+                    Ok(stream) => {
+                        if self.converse(stream, manager).await {
+                            wait = RETRY.0;
+                        }
+                    }
+                    Err(cause) => self.disconnected(&cause),
+                }
+                if self.shared.core().agent.has_left() {
+                    self.ticking(std::future::pending::<()>()).await;
+                }
+            }
+            self.ticking(tokio::time::sleep(wait)).await;
+            wait = (wait * 2).min(RETRY.1);
+        }
+    }
+
+    /// Waits for something else while requests go on ending at their deadlines.
+    async fn ticking<F: Future>(&self, future: F) -> F::Output {
+        let mut future = std::pin::pin!(future);
+        let mut ticks = ticks();
+        loop {
+            tokio::select! {
+                output = &mut future => return output,
+                _ = ticks.tick() => {
+                    let mut core = self.shared.core();
+                    core.agent.handle_timeout(self.shared.now());
+                    self.deliver(&mut core);
+                }
+            }
+        }
+    }
+
+    /// One connection, from its hello to its end. Whether the manager took this host in.
+    async fn converse(&self, stream: TcpStream, manager: SocketAddr) -> bool {
+        let (mut reader, writer) = tokio::io::split(stream);
+        let (outbox, closed) = Outbox::new(writer);
+        // Reading is a task of its own: a frame half read must not be given up when something else happens.
+        let (sender, mut frames) = mpsc::channel(64);
+        let reading = tokio::spawn(async move {
+            loop {
+                let frame = read_frame(&mut reader, FRAME_MAX).await;
+                let end = frame.is_err();
+                if sender.send(frame).await.is_err() || end {
+                    return;
+                }
+            }
+        });
+        self.shared
+            .core()
+            .agent
+            .handle_connected(manager, self.shared.now());
+        let mut welcomed = false;
+        let mut ticks = ticks();
+        let reason = loop {
+            {
+                let mut core = self.shared.core();
+                while let Some(message) = core.agent.poll_message() {
+                    outbox.send(message.encode());
+                }
+                self.deliver(&mut core);
+                welcomed |= core.cluster.is_some();
+                if core.agent.wants_close() || core.agent.has_left() {
+                    break String::new();
+                }
+            }
+            tokio::select! {
+                frame = frames.recv() => match frame.unwrap_or(Err(FrameError::Closed)).map(|frame| ToAgent::decode(&frame)) {
+                    Ok(Ok(message)) => self.shared.core().agent.handle_message(message, self.shared.now()),
+                    // From a newer manager; what it says besides is still right.
+                    Ok(Err(MessageError::Kind)) => {}
+                    Ok(Err(error)) => break error.to_string(),
+                    Err(error) => break error.to_string(),
+                },
+                () = self.shared.wake.notified() => {}
+                () = closed.notified() => break "the connection was lost".to_owned(),
+                _ = ticks.tick() => self.shared.core().agent.handle_timeout(self.shared.now()),
+            }
+        };
+        reading.abort();
+        if !self.shared.core().agent.wants_close() {
+            self.disconnected(&format!("{manager}: {reason}"));
+        }
+        welcomed
+    }
+
+    fn disconnected(&self, reason: &str) {
+        let mut core = self.shared.core();
+        core.agent.handle_disconnected(reason, self.shared.now());
+        self.deliver(&mut core);
+    }
+
+    /// Passes on what the state machine has to tell.
+    fn deliver(&self, core: &mut Core) {
+        while let Some(output) = core.agent.poll_output() {
+            match output {
+                Output::Event(event) => {
+                    match &event {
+                        Event::Connected { manager, cluster } => {
+                            tracing::info!(%manager, cluster = %cluster.cluster, "connected");
+                            core.cluster = Some(cluster.clone());
+                        }
+                        Event::Disconnected { reason } => {
+                            tracing::warn!(%reason, "disconnected from the manager; forwarding goes on");
+                            core.cluster = None;
+                        }
+                        _ => {}
+                    }
+                    // Nobody listens once the handle is gone, and then the thread ends too.
+                    let _ = self.news.send(event);
+                }
+                Output::Answer { id, result } => {
+                    if let Some(asker) = core.answers.remove(&id) {
+                        // One place was kept for this answer; an asker that gave up has dropped it.
+                        let _ = asker.try_send(result);
+                    }
+                }
+            }
+        }
+        self.shared.changed.notify_all();
+    }
+}
+
+fn ticks() -> tokio::time::Interval {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// A TCP connection from `bind`, or why there is none, naming the manager.
+async fn connect(bind: IpAddr, manager: SocketAddr) -> Result<TcpStream, String> {
+    let attempt = async {
+        let socket = if manager.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        socket.bind(SocketAddr::new(bind, 0))?;
+        let stream = socket.connect(manager).await?;
+        stream.set_nodelay(true)?;
+        Ok::<_, io::Error>(stream)
+    };
+    match timeout(CONNECT_PATIENCE, attempt).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(format!("TCP to {manager} from {bind}: {error}")),
+        Err(_) => Err(format!(
+            "TCP to {manager} from {bind}: no answer within {} s",
+            CONNECT_PATIENCE.as_secs()
+        )),
+    }
+}

@@ -1,0 +1,156 @@
+//! A host: a machine that runs the agent, and what the cluster knows of it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A host's identity: 128 random bits made once, kept in its state folder for ever.
+///
+/// Text form: 32 lower-case hexadecimal digits, also in JSON.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostId([u8; 16]);
+
+impl HostId {
+    /// A new identity from the kernel's random numbers.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(random_bytes())
+    }
+
+    /// From its 16 bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 16 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_hex(f, &self.0)
+    }
+}
+
+impl fmt::Debug for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is not 32 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid host id: it must be 32 hexadecimal digits")]
+pub struct HostIdError;
+
+impl FromStr for HostId {
+    type Err = HostIdError;
+
+    fn from_str(text: &str) -> Result<Self, HostIdError> {
+        parse_hex(text).map(Self).ok_or(HostIdError)
+    }
+}
+
+impl Serialize for HostId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for HostId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a host tells of itself when it connects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// Its identity.
+    pub id: HostId,
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// Its underlay address. Control connections come from it too.
+    pub vtep: IpAddr,
+    /// The UDP port on which it receives VXLAN.
+    pub port: u16,
+    /// The MTU of the link that carries the underlay, in bytes of IP packet.
+    pub link_mtu: u16,
+    /// Rises with every start of the agent; tells two runs of one host apart.
+    pub incarnation: u64,
+}
+
+/// A host as the manager sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// What the host tells of itself.
+    #[serde(flatten)]
+    pub info: HostInfo,
+    /// Its heartbeats arrive. `false` masks it from flood lists and never removes a unicast entry.
+    pub up: bool,
+    /// Milliseconds since the manager last heard of it, when this view was made.
+    pub last_seen_ms_ago: u64,
+    /// It runs the manager.
+    pub manager: bool,
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .expect("getrandom cannot fail on Linux 5.6 and later once the pool is initialised");
+    bytes
+}
+
+/// Writes bytes as lower-case hexadecimal digits.
+pub(crate) fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+}
+
+/// Exactly 2·N hexadecimal digits.
+pub(crate) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let high = char::from(pair[0]).to_digit(16)?;
+        let low = char::from(pair[1]).to_digit(16)?;
+        *byte = u8::try_from(high << 4 | low).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_survives_text_and_json() {
+        let id = HostId::random();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let json = serde_json::to_string(&id).unwrap();
+        assert_eq!(serde_json::from_str::<HostId>(&json).unwrap(), id);
+        assert_ne!(HostId::random(), id);
+    }
+
+    #[test]
+    fn wrong_texts_are_refused() {
+        for text in [
+            "",
+            "00",
+            "0123456789abcdef0123456789abcdeg",
+            "é123456789abcdef0123456789abcde",
+        ] {
+            assert_eq!(text.parse::<HostId>(), Err(HostIdError), "{text}");
+        }
+    }
+}

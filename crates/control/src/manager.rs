@@ -1,0 +1,759 @@
+//! The manager, without a socket and without a clock: allocates, keeps the tables, and sends them to who asked for them.
+//!
+//! One turn: hand in what came ([`Manager::handle_hello`], [`Manager::handle_message`] …), then [`Manager::finish_turn`], make
+//! what [`Manager::take_writes`] gives durable, and only then send what [`Manager::poll_output`] gives: nothing is told that a
+//! crash could take back. `now` is the time since any fixed moment.
+//!
+//! Whoever calls has checked the token. Liveness is a mask: a host that falls silent is hidden from floods and loses nothing.
+
+mod endpoints;
+mod networks;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use vtep::Vni;
+
+use crate::agent::{SILENCE, millis};
+use crate::epoch::Epoch;
+use crate::host::{HostId, HostInfo, HostView};
+use crate::message::{Rows, ToAgent, ToManager};
+use crate::network::{Network, is_valid_name, quote};
+use crate::request::{Request, Response};
+use crate::store::Write;
+use state::State;
+pub use state::StateError;
+
+/// How often agents send heartbeats: five in the silence that masks a host.
+pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// After its own start, and after it finds that its store is old, a manager gives hosts this long to come back.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// A connection that says nothing for this long is closed.
+const IDLE: Duration = Duration::from_secs(10);
+/// Rows in one message, about 60 bytes each: far below the largest message.
+const ROWS_PER_MESSAGE: usize = 4096;
+/// Hosts, endpoints or names in one message, below 500 bytes each.
+const ITEMS_PER_MESSAGE: usize = 1024;
+/// Bytes of an answer in one message.
+const REPLY_PART: usize = 256 * 1024;
+/// Networks that one host may follow.
+const SUBSCRIPTIONS_MAX: usize = 4096;
+/// Sizes in one probe request.
+const PROBES_MAX: usize = 16;
+/// The highest generation taken from an agent's word: the rest of the range is out of reach of a lie.
+const GENERATION_MAX: u16 = 0xff00;
+
+/// Names one connection; never used twice by one server.
+pub type Connection = u64;
+
+/// What the driver must do.
+#[derive(Debug)]
+pub enum Output {
+    /// Send this to each of these.
+    Send {
+        /// To whom.
+        to: Vec<Connection>,
+        /// What.
+        message: ToAgent,
+    },
+    /// Close a connection, after what was sent to it before.
+    Close(Connection),
+    /// Expect or send probes, then answer the call.
+    Probe {
+        /// Who asked.
+        connection: Connection,
+        /// The call's id.
+        call: u64,
+        /// [`Request::ProbeExpect`] or [`Request::ProbeReply`].
+        request: Request,
+    },
+}
+
+/// What a manager is made of.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The host that runs it.
+    pub host: HostId,
+    /// The cluster that its token names.
+    pub cluster: String,
+    /// Random: network ids follow from it.
+    pub seed: u64,
+    /// Seconds since 1970-01-01 UTC when `now` was zero.
+    pub unix_at_zero: u64,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Manager {
+    settings: Settings,
+    started: Duration,
+    state: State,
+    connections: HashMap<Connection, Peer>,
+    by_host: HashMap<HostId, Connection>,
+    liveness: BTreeMap<HostId, Liveness>,
+    /// Until then the store is known to be older than what agents have seen.
+    unsettled_until: Option<Duration>,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    host: HostId,
+    heard: Duration,
+    subscriptions: BTreeSet<Vni>,
+}
+
+#[derive(Debug)]
+struct Liveness {
+    seen: Duration,
+    up: bool,
+}
+
+impl Manager {
+    /// The manager of what a store holds.
+    pub fn new(
+        settings: Settings,
+        stored: &BTreeMap<String, String>,
+        now: Duration,
+    ) -> Result<Self, StateError> {
+        let state = State::load(&settings.cluster, stored, now)?;
+        let liveness = state
+            .hosts
+            .keys()
+            .map(|id| {
+                (
+                    *id,
+                    Liveness {
+                        seen: now,
+                        up: true,
+                    },
+                )
+            })
+            .collect();
+        Ok(Self {
+            settings,
+            started: now,
+            state,
+            connections: HashMap::new(),
+            by_host: HashMap::new(),
+            liveness,
+            unsettled_until: None,
+            outputs: VecDeque::new(),
+        })
+    }
+
+    /// A host whose token is right said hello, from this address. A refusal is the line to reject it with.
+    pub fn handle_hello(
+        &mut self,
+        connection: Connection,
+        from: IpAddr,
+        info: HostInfo,
+        last_epoch: Epoch,
+        now: Duration,
+    ) -> Result<(), String> {
+        let id = info.id;
+        self.check_host(&info, from, now)?;
+        if last_epoch > self.state.last() && last_epoch.generation() < GENERATION_MAX {
+            tracing::warn!(host = %info.name, seen = %last_epoch, known = %self.state.last(), "the store is older than what this host has seen; starting a new generation");
+            self.state.raise_generation(last_epoch);
+            self.unsettled_until = Some(now + GRACE);
+        }
+        if let Some(old) = self.by_host.insert(id, connection) {
+            self.connections.remove(&old);
+            self.outputs.push_back(Output::Close(old));
+        }
+        let changed = self.state.hosts.get(&id) != Some(&info);
+        let warnings = self.mtu_warnings(info.vtep, info.link_mtu);
+        if changed {
+            self.state.put_host(info);
+        }
+        let was_up = self
+            .liveness
+            .insert(
+                id,
+                Liveness {
+                    seen: now,
+                    up: true,
+                },
+            )
+            .is_some_and(|known| known.up);
+        if changed || !was_up {
+            self.tell_host(id, now);
+        }
+        self.connections.insert(
+            connection,
+            Peer {
+                host: id,
+                heard: now,
+                subscriptions: BTreeSet::new(),
+            },
+        );
+        self.welcome(connection, id, warnings, now);
+        Ok(())
+    }
+
+    /// A message of a host that was welcomed. Others are ignored: their connection is being closed.
+    pub fn handle_message(&mut self, connection: Connection, message: ToManager, now: Duration) {
+        let Some(peer) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        peer.heard = now;
+        let host = peer.host;
+        self.seen(host, now);
+        match message {
+            ToManager::Hello { .. } => {
+                let reason = "a second hello on one connection".to_owned();
+                self.send(connection, ToAgent::Reject { reason });
+                self.drop_connection(connection);
+            }
+            ToManager::Heartbeat => self.send(connection, ToAgent::Heartbeat),
+            ToManager::Subscribe {
+                vni,
+                generation,
+                revision,
+                network,
+            } => {
+                self.subscribe(connection, vni, (generation, revision), network);
+            }
+            ToManager::Unsubscribe { vni } => {
+                if let Some(peer) = self.connections.get_mut(&connection) {
+                    peer.subscriptions.remove(&vni);
+                }
+            }
+            ToManager::Publish {
+                endpoint,
+                owner_seq,
+                state,
+            } => {
+                self.publish(connection, host, endpoint, owner_seq, state, now);
+            }
+            ToManager::Call { id, request } => self.call(connection, host, id, request, now),
+        }
+    }
+
+    /// A connection ended.
+    pub fn handle_disconnected(&mut self, connection: Connection) {
+        if let Some(peer) = self.connections.remove(&connection)
+            && self.by_host.get(&peer.host) == Some(&connection)
+        {
+            self.by_host.remove(&peer.host);
+        }
+    }
+
+    /// Time has passed. To be called ten times a second or so.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        let idle = self
+            .connections
+            .iter()
+            .filter(|(_, peer)| now.saturating_sub(peer.heard) >= IDLE);
+        let idle: Vec<Connection> = idle.map(|(connection, _)| *connection).collect();
+        for connection in idle {
+            self.drop_connection(connection);
+        }
+        if now.saturating_sub(self.started) >= GRACE {
+            let silent = self
+                .liveness
+                .iter_mut()
+                .filter(|(_, l)| l.up && now.saturating_sub(l.seen) >= SILENCE);
+            let masked: Vec<HostId> = silent
+                .map(|(id, liveness)| {
+                    liveness.up = false;
+                    *id
+                })
+                .collect();
+            for id in masked {
+                tracing::warn!(host = %self.host_name(id), "fell silent; masked");
+                self.tell_host(id, now);
+            }
+        }
+        if self.unsettled_until.is_some_and(|until| now >= until) {
+            self.unsettled_until = None;
+            // What was not told again by now does not exist.
+            let all: Vec<Vni> = self.state.networks.keys().copied().collect();
+            for vni in all {
+                for connection in self.subscribers(vni) {
+                    self.send_rows(connection, vni, 0);
+                }
+            }
+        }
+    }
+
+    /// Gathers this turn's changes into one message for each network.
+    pub fn finish_turn(&mut self) {
+        for (vni, from) in self.state.take_dirty() {
+            let to = self.subscribers(vni);
+            for message in self.rows(vni, from) {
+                self.outputs.push_back(Output::Send {
+                    to: to.clone(),
+                    message,
+                });
+            }
+        }
+    }
+
+    /// What must be durable before anything is sent.
+    pub fn take_writes(&mut self) -> Vec<Write> {
+        self.state.take_writes()
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Connections that were welcomed and hosts that are known.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        (self.connections.len(), self.state.hosts.len())
+    }
+
+    /// The table of a network.
+    #[must_use]
+    pub fn table(&self, vni: Vni) -> Option<&crate::table::Table> {
+        self.state.networks.get(&vni).map(|state| &state.table)
+    }
+
+    /// The parts of an answer.
+    pub(crate) fn reply(id: u64, result: &Result<Response, String>) -> Vec<ToAgent> {
+        let json = serde_json::to_vec(result)
+            .expect("our types have string keys and no failing serialiser");
+        let json = Bytes::from(json);
+        let starts = (0..json.len()).step_by(REPLY_PART);
+        let parts = starts.map(|start| (start, json.len().min(start + REPLY_PART)));
+        parts
+            .map(|(start, end)| ToAgent::Reply {
+                id,
+                part: json.slice(start..end),
+                last: end == json.len(),
+            })
+            .collect()
+    }
+
+    fn check_host(&self, info: &HostInfo, from: IpAddr, now: Duration) -> Result<(), String> {
+        let HostInfo {
+            id,
+            name,
+            vtep,
+            port,
+            ..
+        } = info;
+        if !is_valid_name(name) {
+            return Err(format!(
+                "invalid host name {}: it must match [a-z0-9][a-z0-9_.-]{{0,62}}",
+                quote(name)
+            ));
+        }
+        if *port == 0 {
+            return Err(format!("host {name} names port 0 for VXLAN"));
+        }
+        // Frames of the host come from its VTEP address; so must its news, or one host could draw another's traffic.
+        if from.to_canonical() != *vtep {
+            return Err(format!(
+                "host {name} names {vtep} as its underlay address but connects from {from}: start its agent with the address that reaches the manager"
+            ));
+        }
+        let others = || self.state.hosts.values().filter(|other| other.id != *id);
+        if let Some(other) = others().find(|other| other.name == *name) {
+            let state = if self.is_up(other.id) { "up" } else { "down" };
+            return Err(format!(
+                "host name {name} is taken by the host at {} (id {}, {state}): choose another with --name, or remove that host first",
+                other.vtep, other.id
+            ));
+        }
+        if let Some(other) = others().find(|other| other.vtep == *vtep) {
+            return Err(format!(
+                "underlay address {vtep} is taken by host {} (id {}): remove that host first",
+                other.name, other.id
+            ));
+        }
+        if let Some(other) = others().find(|other| other.vtep.is_ipv4() != vtep.is_ipv4()) {
+            return Err(format!(
+                "the cluster's underlay is the family of {}, host {}; {vtep} is of the other",
+                other.vtep, other.name
+            ));
+        }
+        let known = self.state.hosts.get(id).filter(|known| known.vtep != *vtep);
+        let live = self
+            .by_host
+            .get(id)
+            .and_then(|connection| self.connections.get(connection));
+        if let (Some(known), Some(live)) = (known, live)
+            && now.saturating_sub(live.heard) < SILENCE
+        {
+            return Err(format!(
+                "host id {id} is connected from {}: two hosts have one state folder",
+                known.vtep
+            ));
+        }
+        Ok(())
+    }
+
+    fn welcome(
+        &mut self,
+        connection: Connection,
+        host: HostId,
+        warnings: Vec<String>,
+        now: Duration,
+    ) {
+        self.send(
+            connection,
+            ToAgent::Welcome {
+                cluster: self.settings.cluster.clone(),
+                manager: self.settings.host,
+                heartbeat: HEARTBEAT,
+                warnings,
+            },
+        );
+        let views = self.views(now);
+        let mut full = true;
+        for hosts in views.chunks(ITEMS_PER_MESSAGE) {
+            self.send(
+                connection,
+                ToAgent::Hosts {
+                    full,
+                    hosts: hosts.to_vec(),
+                    removed: Vec::new(),
+                },
+            );
+            full = false;
+        }
+        let (endpoints, names) = self.owned(host);
+        for part in endpoints.chunks(ITEMS_PER_MESSAGE) {
+            self.send(
+                connection,
+                ToAgent::Owned {
+                    endpoints: part.to_vec(),
+                    names: Vec::new(),
+                    last: false,
+                },
+            );
+        }
+        for part in names.chunks(ITEMS_PER_MESSAGE) {
+            self.send(
+                connection,
+                ToAgent::Owned {
+                    endpoints: Vec::new(),
+                    names: part.to_vec(),
+                    last: false,
+                },
+            );
+        }
+        self.send(
+            connection,
+            ToAgent::Owned {
+                endpoints: Vec::new(),
+                names: Vec::new(),
+                last: true,
+            },
+        );
+    }
+
+    fn seen(&mut self, host: HostId, now: Duration) {
+        let Some(liveness) = self.liveness.get_mut(&host) else {
+            return;
+        };
+        liveness.seen = now;
+        if !liveness.up {
+            liveness.up = true;
+            tracing::info!(host = %self.host_name(host), "is back");
+            self.tell_host(host, now);
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        connection: Connection,
+        vni: Vni,
+        has: (u16, u64),
+        network: Option<Network>,
+    ) {
+        let Some(peer) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        if peer.subscriptions.len() >= SUBSCRIPTIONS_MAX {
+            return;
+        }
+        peer.subscriptions.insert(vni);
+        if let Some(lost) = network.filter(|network| network.vni == vni)
+            && !self.state.networks.contains_key(&vni)
+            && self.may_adopt_network(&lost)
+        {
+            tracing::info!(network = %lost.name, "took back a network that the store had lost");
+            self.state.put_network(lost);
+            self.tell_network(vni);
+        }
+        let Some(state) = self.state.networks.get(&vni) else {
+            // A network that this store never had may be one that it lost: nobody is stopped for that.
+            if self.state.floors.contains_key(&vni) {
+                self.send(connection, ToAgent::NetworkRemoved { vni });
+            }
+            return;
+        };
+        let network = state.network.clone();
+        let (generation, revision) = has;
+        let resumes = generation == self.state.last().generation() && revision <= state.revision();
+        self.send(connection, ToAgent::Network(network));
+        self.send_rows(connection, vni, if resumes { revision } else { 0 });
+    }
+
+    fn call(
+        &mut self,
+        connection: Connection,
+        host: HostId,
+        id: u64,
+        request: Request,
+        now: Duration,
+    ) {
+        let result = match request {
+            Request::CreateNetwork { .. } | Request::Allocate { .. } if self.unsettled_until.is_some() => {
+                Err("the manager lost part of its store and waits for hosts to tell it: try again in 10 s".to_owned())
+            }
+            Request::CreateNetwork { spec, routes_in_use } => self.create_network(spec, &routes_in_use, host, now),
+            Request::RemoveNetwork(network) => self.remove_network(&network),
+            Request::Networks => Ok(self.networks()),
+            Request::Network(network) => self.network_details(&network, now),
+            Request::ClaimName(name) => self.claim_name(&name, host),
+            Request::ReleaseName(name) => Ok(self.release_name(&name, host)),
+            Request::Allocate { network, container, ips, mac } => {
+                self.allocate(&network, container, &ips, mac, host, now)
+            }
+            Request::Free { vni, epoch } => self.free(vni, epoch, host, now),
+            Request::Hosts => Ok(Response::Hosts(self.views(now))),
+            Request::RemoveHost(wanted) => self.remove_host(&wanted, now),
+            Request::Leave => {
+                self.forget_host(host, now);
+                for part in Self::reply(id, &Ok(Response::Done)) {
+                    self.send(connection, part);
+                }
+                self.drop_connection(connection);
+                return;
+            }
+            Request::ProbeExpect { .. } | Request::ProbeReply { .. } => match self.check_probe(&request, host) {
+                Ok(()) => {
+                    self.outputs.push_back(Output::Probe { connection, call: id, request });
+                    return;
+                }
+                Err(refused) => Err(refused),
+            },
+        };
+        for part in Self::reply(id, &result) {
+            self.send(connection, part);
+        }
+    }
+
+    /// A manager sends probes to the asking host only: else it could be made to send to anybody.
+    fn check_probe(&self, request: &Request, host: HostId) -> Result<(), String> {
+        let Request::ProbeReply { to, sizes, .. } = request else {
+            return Ok(());
+        };
+        let vtep = self
+            .state
+            .hosts
+            .get(&host)
+            .map(|info| SocketAddr::new(info.vtep, info.port));
+        if vtep.map(|vtep| vtep.ip()) != Some(to.ip()) {
+            return Err(format!(
+                "probes go to the asking host's own underlay address, not to {to}"
+            ));
+        }
+        if sizes.len() > PROBES_MAX {
+            return Err(format!("at most {PROBES_MAX} probes at once"));
+        }
+        Ok(())
+    }
+
+    fn remove_host(&mut self, wanted: &str, now: Duration) -> Result<Response, String> {
+        let found = self
+            .state
+            .hosts
+            .values()
+            .find(|info| info.name == wanted || info.id.to_string() == wanted);
+        let Some(info) = found else {
+            return Err(format!(
+                "host {} not found: `towline host ls` shows the hosts",
+                quote(wanted)
+            ));
+        };
+        let (id, name) = (info.id, info.name.clone());
+        if id == self.settings.host {
+            return Err(format!(
+                "host {name} runs this manager: run `towline leave` there"
+            ));
+        }
+        if self.by_host.contains_key(&id) {
+            return Err(format!(
+                "host {name} is connected: run `towline leave` there"
+            ));
+        }
+        self.forget_host(id, now);
+        Ok(Response::Done)
+    }
+
+    fn forget_host(&mut self, id: HostId, now: Duration) {
+        self.free_all(id, now);
+        self.state.remove_host(id);
+        self.liveness.remove(&id);
+        let to = self.connections.keys().copied().collect();
+        let message = ToAgent::Hosts {
+            full: false,
+            hosts: Vec::new(),
+            removed: vec![id],
+        };
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    fn drop_connection(&mut self, connection: Connection) {
+        self.handle_disconnected(connection);
+        self.outputs.push_back(Output::Close(connection));
+    }
+
+    fn send(&mut self, connection: Connection, message: ToAgent) {
+        self.outputs.push_back(Output::Send {
+            to: vec![connection],
+            message,
+        });
+    }
+
+    fn subscribers(&self, vni: Vni) -> Vec<Connection> {
+        let subscribed = self
+            .connections
+            .iter()
+            .filter(|(_, peer)| peer.subscriptions.contains(&vni));
+        subscribed.map(|(connection, _)| *connection).collect()
+    }
+
+    /// A new or changed network goes to who waits for it.
+    fn tell_network(&mut self, vni: Vni) {
+        let to = self.subscribers(vni);
+        let Some(state) = self.state.networks.get(&vni) else {
+            return;
+        };
+        let message = ToAgent::Network(state.network.clone());
+        self.outputs.push_back(Output::Send {
+            to: to.clone(),
+            message,
+        });
+        for connection in to {
+            self.send_rows(connection, vni, 0);
+        }
+    }
+
+    fn tell_network_removed(&mut self, vni: Vni) {
+        let to = self.subscribers(vni);
+        for peer in self.connections.values_mut() {
+            peer.subscriptions.remove(&vni);
+        }
+        self.outputs.push_back(Output::Send {
+            to,
+            message: ToAgent::NetworkRemoved { vni },
+        });
+    }
+
+    fn tell_host(&mut self, id: HostId, now: Duration) {
+        let Some(view) = self.view(id, now) else {
+            return;
+        };
+        let to = self.connections.keys().copied().collect();
+        let message = ToAgent::Hosts {
+            full: false,
+            hosts: vec![view],
+            removed: Vec::new(),
+        };
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    fn send_rows(&mut self, connection: Connection, vni: Vni, from: u64) {
+        for message in self.rows(vni, from) {
+            self.send(connection, message);
+        }
+    }
+
+    /// All changes of a network after `from`, in parts.
+    fn rows(&self, vni: Vni, from: u64) -> Vec<ToAgent> {
+        let Some(state) = self.state.networks.get(&vni) else {
+            return Vec::new();
+        };
+        let changed: Vec<_> = state.rows_after(from).cloned().collect();
+        let mut parts: Vec<_> = changed
+            .chunks(ROWS_PER_MESSAGE)
+            .map(<[_]>::to_vec)
+            .collect();
+        if parts.is_empty() {
+            // Also tells that there is nothing.
+            parts.push(Vec::new());
+        }
+        let count = parts.len();
+        let numbered = (0..).zip(parts);
+        let rows = numbered.map(|(part, rows)| Rows {
+            vni,
+            generation: self.state.last().generation(),
+            from,
+            to: state.revision(),
+            part,
+            last: part as usize + 1 == count,
+            settled: self.unsettled_until.is_none(),
+            rows,
+        });
+        rows.map(ToAgent::Rows).collect()
+    }
+
+    fn views(&self, now: Duration) -> Vec<HostView> {
+        let mut views: Vec<HostView> = self
+            .state
+            .hosts
+            .keys()
+            .filter_map(|id| self.view(*id, now))
+            .collect();
+        views.sort_by(|a, b| a.info.name.cmp(&b.info.name));
+        views
+    }
+
+    fn view(&self, id: HostId, now: Duration) -> Option<HostView> {
+        let info = self.state.hosts.get(&id)?.clone();
+        let liveness = self.liveness.get(&id)?;
+        let last_seen_ms_ago = millis(now.saturating_sub(liveness.seen));
+        Some(HostView {
+            info,
+            up: liveness.up,
+            last_seen_ms_ago,
+            manager: id == self.settings.host,
+        })
+    }
+
+    fn is_up(&self, id: HostId) -> bool {
+        self.liveness.get(&id).is_some_and(|liveness| liveness.up)
+    }
+
+    /// A host's name, or its id where the name is not known any more.
+    fn host_name(&self, id: HostId) -> String {
+        self.state
+            .hosts
+            .get(&id)
+            .map_or_else(|| id.to_string(), |info| info.name.clone())
+    }
+
+    fn unix_seconds(&self, now: Duration) -> u64 {
+        self.settings.unix_at_zero.saturating_add(now.as_secs())
+    }
+
+    /// 25 characters of base 36, as Swarm's ids.
+    fn random_id(&mut self) -> String {
+        (0..25)
+            .map(|_| {
+                // SplitMix64: ids must differ, not be secret.
+                self.settings.seed = self.settings.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let mut z = self.settings.seed;
+                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                let digit = (z ^ (z >> 31)) % 36;
+                u32::try_from(digit)
+                    .ok()
+                    .and_then(|digit| char::from_digit(digit, 36))
+                    .unwrap_or('0')
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,445 @@
+//! Endpoints and names: who gets which address, and what the owner, and nobody else, may change of it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use vtep::{MacAddr, Vni};
+
+use super::state::Held;
+use super::{Connection, Manager};
+use crate::allocator::{self, Exhausted};
+use crate::epoch::Epoch;
+use crate::host::HostId;
+use crate::message::{OwnedEndpoint, ToAgent};
+use crate::network::{Endpoint, Network, is_valid_name, quote};
+use crate::request::{EndpointState, Response};
+use crate::row::{Row, State as RowState};
+
+impl Manager {
+    pub(super) fn claim_name(&mut self, name: &str, host: HostId) -> Result<Response, String> {
+        if !is_valid_name(name) {
+            return Err(format!(
+                "invalid container name {}: it must match [a-z0-9][a-z0-9_.-]{{0,62}}",
+                quote(name)
+            ));
+        }
+        match self.state.names.get(name) {
+            Some(holder) if *holder != host => Err(format!(
+                "container name {name} is already in use on host {}: choose another, or remove it there (`towline rm {name}`)",
+                self.host_name(*holder)
+            )),
+            Some(_) => Ok(Response::Done),
+            None => {
+                self.state.put_name(name, host);
+                Ok(Response::Done)
+            }
+        }
+    }
+
+    pub(super) fn release_name(&mut self, name: &str, host: HostId) -> Response {
+        if self.state.names.get(name) == Some(&host) {
+            self.state.remove_name(name);
+        }
+        Response::Done
+    }
+
+    pub(super) fn allocate(
+        &mut self,
+        wanted: &str,
+        container: String,
+        ips: &[IpAddr],
+        mac: Option<MacAddr>,
+        host: HostId,
+        now: Duration,
+    ) -> Result<Response, String> {
+        let vni = self.find_network(wanted)?;
+        if !is_valid_name(&container) {
+            return Err(format!("invalid container name {}", quote(&container)));
+        }
+        let state = &self.state.networks[&vni];
+        let network = state.network.clone();
+        if let Some(held) = state
+            .endpoints
+            .values()
+            .find(|held| held.endpoint.container == container)
+        {
+            let down = state
+                .row_of(&held.endpoint)
+                .is_some_and(|row| row.state == RowState::Down);
+            let same = ips.iter().all(|ip| held.endpoint.ips.contains(ip))
+                && mac.is_none_or(|m| m == held.endpoint.mac);
+            // The answer to the first asking was lost.
+            if held.owner == host && down && same {
+                return Ok(Response::Endpoint(held.endpoint.clone()));
+            }
+            return Err(format!(
+                "container {container} is already attached to network {} on host {}",
+                network.name,
+                self.host_name(held.owner)
+            ));
+        }
+        let mut taken = self.check_wanted(&network, ips)?;
+        if let Some(mac) = mac {
+            self.check_mac(&network, mac)?;
+        }
+        // The last thing that can refuse: a cursor that moved for nothing does no harm.
+        for v4 in [true, false] {
+            if let Some(ip) = self.draw_family(&network, v4, &taken, now)? {
+                taken.push(ip);
+            }
+        }
+        taken.sort_by_key(IpAddr::is_ipv6);
+        let (epoch, mac) = match mac {
+            Some(mac) => (self.state.draw(), mac),
+            None => self.draw_mac(vni, &taken),
+        };
+        let endpoint = Endpoint {
+            vni,
+            container,
+            mac,
+            ips: taken,
+            epoch,
+        };
+        self.put_rows(&endpoint, host, 0, RowState::Down, now);
+        self.state.put_endpoint(Held {
+            endpoint: endpoint.clone(),
+            owner: host,
+        });
+        Ok(Response::Endpoint(endpoint))
+    }
+
+    pub(super) fn free(
+        &mut self,
+        vni: Vni,
+        epoch: Epoch,
+        host: HostId,
+        now: Duration,
+    ) -> Result<Response, String> {
+        let held = self
+            .state
+            .networks
+            .get(&vni)
+            .and_then(|state| state.endpoints.get(&epoch));
+        let Some(held) = held else {
+            return Ok(Response::Done);
+        };
+        if held.owner != host {
+            let (asking, owner) = (self.host_name(host), self.host_name(held.owner));
+            tracing::warn!(%asking, %owner, vni = vni.get(), %epoch, "refused to free another host's endpoint");
+            return Err(format!(
+                "endpoint {epoch} belongs to host {owner}, not to {asking}"
+            ));
+        }
+        self.free_endpoint(vni, epoch, now);
+        Ok(Response::Done)
+    }
+
+    /// Frees an endpoint for good, under an epoch above its own.
+    fn free_endpoint(&mut self, vni: Vni, epoch: Epoch, now: Duration) {
+        if let Some(Held { endpoint, owner }) = self.state.remove_endpoint(vni, epoch) {
+            let freed = Endpoint {
+                epoch: self.state.draw(),
+                ..endpoint
+            };
+            self.put_rows(&freed, owner, 0, RowState::Free, now);
+        }
+    }
+
+    /// The owner's edit of its own endpoint.
+    pub(super) fn publish(
+        &mut self,
+        connection: Connection,
+        host: HostId,
+        endpoint: Endpoint,
+        owner_seq: u32,
+        published: EndpointState,
+        now: Duration,
+    ) {
+        let (vni, epoch) = (endpoint.vni, endpoint.epoch);
+        let state = match published {
+            EndpointState::Up => RowState::Up,
+            EndpointState::Down => RowState::Down,
+        };
+        let known = self.state.networks.get(&vni).and_then(|network| {
+            let held = network.endpoints.get(&epoch)?;
+            Some((held.clone(), network.row_of(&held.endpoint)?.owner_seq))
+        });
+        match known {
+            Some((held, _)) if held.owner != host => {
+                let (sender, owner) = (self.host_name(host), self.host_name(held.owner));
+                tracing::warn!(%sender, %owner, vni = vni.get(), %epoch, "refused news of another host's endpoint");
+            }
+            // The owner's word on the state counts; what the endpoint is, the manager knows.
+            Some((held, seq)) if owner_seq > seq => {
+                self.put_rows(&held.endpoint, host, owner_seq, state, now)
+            }
+            Some(_) => {}
+            None if self.may_adopt(&endpoint, host) => {
+                tracing::info!(host = %self.host_name(host), container = %endpoint.container, %epoch, "took back an endpoint that the store had lost");
+                self.put_rows(&endpoint, host, owner_seq, state, now);
+                if is_valid_name(&endpoint.container)
+                    && !self.state.names.contains_key(&endpoint.container)
+                {
+                    self.state.put_name(&endpoint.container, host);
+                }
+                self.state.put_endpoint(Held {
+                    endpoint,
+                    owner: host,
+                });
+            }
+            // A network never heard of may be one that the store lost and nobody has told yet: not a reason to stop anybody.
+            None if !self.state.networks.contains_key(&vni)
+                && !self.state.floors.contains_key(&vni) =>
+            {
+                tracing::warn!(host = %self.host_name(host), vni = vni.get(), "an endpoint of an unknown network was published");
+            }
+            None => self.send(connection, ToAgent::RowLost { vni, epoch }),
+        }
+    }
+
+    /// Whether an endpoint that this host runs, and that the store does not know, is from a time that the store lost.
+    fn may_adopt(&self, endpoint: &Endpoint, host: HostId) -> bool {
+        let Some(state) = self.state.networks.get(&endpoint.vni) else {
+            return false;
+        };
+        let network = &state.network;
+        // In this manager's own generation the store knows every endpoint there is.
+        endpoint.epoch.generation() < self.state.last().generation()
+            && endpoint.epoch > network.epoch
+            && (1..=2).contains(&endpoint.ips.len())
+            && endpoint.ips.iter().all(|ip| {
+                let newer = state.table.row(*ip).is_none_or(|row| {
+                    row.epoch < endpoint.epoch && (row.state == RowState::Free || row.owner == host)
+                });
+                newer
+                    && network
+                        .subnets
+                        .iter()
+                        .any(|subnet| allocator::is_assignable(subnet.net, *ip))
+            })
+            && self.check_mac(network, endpoint.mac).is_ok()
+    }
+
+    /// Frees all that a host holds: endpoints and names.
+    pub(super) fn free_all(&mut self, host: HostId, now: Duration) {
+        let all = self
+            .state
+            .networks
+            .values()
+            .flat_map(|state| state.endpoints.values());
+        let held: Vec<(Vni, Epoch)> = all
+            .filter(|held| held.owner == host)
+            .map(|held| (held.endpoint.vni, held.endpoint.epoch))
+            .collect();
+        for (vni, epoch) in held {
+            self.free_endpoint(vni, epoch, now);
+        }
+        let names = self
+            .state
+            .names
+            .iter()
+            .filter(|(_, holder)| **holder == host);
+        let names: Vec<String> = names.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.state.remove_name(&name);
+        }
+    }
+
+    /// What a host holds.
+    pub(super) fn owned(&self, host: HostId) -> (Vec<OwnedEndpoint>, Vec<String>) {
+        let endpoints = self.state.networks.values().flat_map(|state| {
+            state
+                .endpoints
+                .values()
+                .filter(|held| held.owner == host)
+                .filter_map(|held| {
+                    let row = state.row_of(&held.endpoint)?;
+                    let state = if row.state == RowState::Up {
+                        EndpointState::Up
+                    } else {
+                        EndpointState::Down
+                    };
+                    Some(OwnedEndpoint {
+                        endpoint: held.endpoint.clone(),
+                        owner_seq: row.owner_seq,
+                        state,
+                    })
+                })
+        });
+        let names = self
+            .state
+            .names
+            .iter()
+            .filter(|(_, holder)| **holder == host);
+        (
+            endpoints.collect(),
+            names.map(|(name, _)| name.clone()).collect(),
+        )
+    }
+
+    fn put_rows(
+        &mut self,
+        endpoint: &Endpoint,
+        owner: HostId,
+        owner_seq: u32,
+        state: RowState,
+        now: Duration,
+    ) {
+        for &ip in &endpoint.ips {
+            let row = Row {
+                ip,
+                epoch: endpoint.epoch,
+                owner,
+                owner_seq,
+                state,
+                mac: endpoint.mac,
+            };
+            self.state.put_row(endpoint.vni, row, now);
+        }
+    }
+
+    /// Addresses that were asked for by number: one a family, inside, and free.
+    fn check_wanted(&self, network: &Network, ips: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
+        let mut taken: Vec<IpAddr> = Vec::new();
+        for &ip in ips {
+            let Some(subnet) = network
+                .subnets
+                .iter()
+                .find(|subnet| subnet.net.contains(&ip))
+            else {
+                return Err(format!(
+                    "invalid address {ip}: It does not belong to any of this network's subnets ({})",
+                    join(network.subnets.iter().map(|subnet| subnet.net))
+                ));
+            };
+            if !allocator::is_assignable(subnet.net, ip) {
+                return Err(format!(
+                    "invalid address {ip}: it is the gateway, the first or the last of {}",
+                    subnet.net
+                ));
+            }
+            if taken.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
+                return Err(format!(
+                    "invalid address {ip}: a container has one address of each family"
+                ));
+            }
+            let state = &self.state.networks[&network.vni];
+            if let Some(row) = state
+                .table
+                .row(ip)
+                .filter(|row| row.state != RowState::Free)
+            {
+                let holder = state
+                    .endpoints
+                    .get(&row.epoch)
+                    .map_or("?", |held| held.endpoint.container.as_str());
+                return Err(format!(
+                    "Address already in use: {ip} is container {holder}'s on host {}",
+                    self.host_name(row.owner)
+                ));
+            }
+            taken.push(ip);
+        }
+        Ok(taken)
+    }
+
+    /// The next free address of a family that the network has and `taken` lacks.
+    fn draw_family(
+        &mut self,
+        network: &Network,
+        v4: bool,
+        taken: &[IpAddr],
+        now: Duration,
+    ) -> Result<Option<IpAddr>, String> {
+        if taken.iter().any(|ip| ip.is_ipv4() == v4) {
+            return Ok(None);
+        }
+        let mut full: Option<Exhausted> = None;
+        for subnet in network
+            .subnets
+            .iter()
+            .filter(|subnet| matches!(subnet.net, IpNet::V4(_)) == v4)
+        {
+            match self.state.draw_address(network.vni, subnet, now) {
+                Some(Ok(ip)) => return Ok(Some(ip)),
+                Some(Err(more)) => {
+                    let sum = full.get_or_insert(Exhausted {
+                        in_use: 0,
+                        resting: 0,
+                        capacity: 0,
+                    });
+                    sum.in_use += more.in_use;
+                    sum.resting += more.resting;
+                    sum.capacity = sum.capacity.saturating_add(more.capacity);
+                }
+                None => {}
+            }
+        }
+        let Some(Exhausted {
+            in_use,
+            resting,
+            capacity,
+        }) = full
+        else {
+            return Ok(None);
+        };
+        let family = if v4 { "IPv4" } else { "IPv6" };
+        let resting = if resting == 0 {
+            String::new()
+        } else {
+            format!(", {resting} free again within 10 s")
+        };
+        Err(format!(
+            "no available {family} addresses on this network's address pools: {} ({}): {in_use} of {capacity} in use{resting}; remove containers, or create a network with a larger subnet",
+            network.name, network.id
+        ))
+    }
+
+    /// An epoch and the MAC address that follows from it, held by nobody, and not the one that the address had before.
+    fn draw_mac(&mut self, vni: Vni, ips: &[IpAddr]) -> (Epoch, MacAddr) {
+        let mut tries = 0..256;
+        loop {
+            let epoch = self.state.draw();
+            // An address has 256 MACs of its own. Where endpoints that chose theirs hold them all, the epoch alone makes one.
+            let mac = allocator::mac(epoch, if tries.next().is_some() { ips } else { &[] });
+            let table = &self.state.networks[&vni].table;
+            let reused = ips
+                .iter()
+                .filter_map(|ip| table.row(*ip))
+                .any(|row| row.mac == mac);
+            if !reused && table.holders(mac).next().is_none() {
+                return (epoch, mac);
+            }
+        }
+    }
+
+    fn check_mac(&self, network: &Network, mac: MacAddr) -> Result<(), String> {
+        if mac.is_multicast() || mac.is_zero() {
+            return Err(format!(
+                "invalid MAC address {mac}: it must be a unicast address"
+            ));
+        }
+        if mac == network.gateway_mac {
+            return Err(format!(
+                "invalid MAC address {mac}: it is the gateway's of network {}",
+                network.name
+            ));
+        }
+        match self.state.networks[&network.vni].table.holders(mac).next() {
+            Some(row) => Err(format!(
+                "MAC address {mac} is already in use by {} on host {}: choose another",
+                row.ip,
+                self.host_name(row.owner)
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn join<T: ToString>(items: impl Iterator<Item = T>) -> String {
+    items
+        .map(|item| item.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}

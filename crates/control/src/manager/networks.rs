@@ -1,0 +1,411 @@
+//! Networks: made, removed, described. A refusal is one line for the user, in Docker's words where Docker has them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use vtep::Vni;
+use vtep::vxlan::{self, Protection};
+
+use super::Manager;
+use crate::allocator;
+use crate::host::HostId;
+use crate::network::{Network, NetworkSpec, Subnet, is_valid_name, quote};
+use crate::request::{EndpointView, NetworkDetails, Response};
+use crate::row::State as RowState;
+use crate::table::MemberState;
+
+/// Kept for the network `ingress`.
+const INGRESS: [u8; 4] = [10, 0, 0, 0];
+/// Names that mean something else to a user of Docker, or will here.
+const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "ingress"];
+/// IPv6 needs it on every link (RFC 8200 §5).
+const MTU_MIN_V6: u16 = 1280;
+/// Every IPv4 host takes datagrams of this size (RFC 791).
+const MTU_MIN_V4: u16 = 576;
+/// Names in one line of refusal.
+const NAMES_SHOWN: usize = 5;
+
+impl Manager {
+    pub(super) fn create_network(
+        &mut self,
+        spec: NetworkSpec,
+        routes_in_use: &[IpNet],
+        asking: HostId,
+        now: Duration,
+    ) -> Result<Response, String> {
+        self.check_name(&spec.name)?;
+        let nets = if spec.subnets.is_empty() {
+            vec![self.free_subnet(routes_in_use)?]
+        } else {
+            self.check_subnets(&spec.subnets, routes_in_use, asking)?;
+            spec.subnets
+        };
+        let mtu = self.choose_mtu(spec.mtu, nets.iter().any(|net| matches!(net, IpNet::V6(_))))?;
+        if let Some(vni) = spec.vni
+            && let Some(taken) = self.state.networks.get(&vni)
+        {
+            return Err(format!(
+                "VNI {vni} is used by network {}: choose another",
+                taken.network.name
+            ));
+        }
+        // Nothing was changed up to here.
+        let vni = match spec.vni {
+            Some(vni) => vni,
+            None => self
+                .state
+                .draw_vni()
+                .ok_or("every VNI from 4096 is taken: remove a network first")?,
+        };
+        let network = Network {
+            id: self.random_id(),
+            name: spec.name,
+            vni,
+            subnets: nets
+                .into_iter()
+                .map(|net| Subnet {
+                    net,
+                    gateway: allocator::gateway(net),
+                })
+                .collect(),
+            gateway_mac: allocator::gateway_mac(vni),
+            mtu,
+            flood: spec.flood,
+            labels: spec.labels,
+            options: spec.options,
+            created: self.unix_seconds(now),
+            epoch: self.state.draw(),
+        };
+        self.state.put_network(network.clone());
+        self.tell_network(vni);
+        Ok(Response::Network(network))
+    }
+
+    pub(super) fn remove_network(&mut self, wanted: &str) -> Result<Response, String> {
+        let vni = self.find_network(wanted)?;
+        let state = &self.state.networks[&vni];
+        if !state.endpoints.is_empty() {
+            let shown = state.endpoints.values().take(NAMES_SHOWN);
+            let mut names: Vec<String> = shown
+                .map(|held| {
+                    format!(
+                        "name:{} id:\"{}\"",
+                        quote(&held.endpoint.container),
+                        held.endpoint.epoch
+                    )
+                })
+                .collect();
+            if state.endpoints.len() > NAMES_SHOWN {
+                names.push(format!("and {} more", state.endpoints.len() - NAMES_SHOWN));
+            }
+            return Err(format!(
+                "network {} has active endpoints ({}): remove these containers first",
+                state.network.name,
+                names.join(", ")
+            ));
+        }
+        let network = self
+            .state
+            .remove_network(vni)
+            .ok_or("the network is gone")?;
+        self.tell_network_removed(vni);
+        Ok(Response::Network(network))
+    }
+
+    pub(super) fn networks(&self) -> Response {
+        let mut networks: Vec<Network> = self
+            .state
+            .networks
+            .values()
+            .map(|state| state.network.clone())
+            .collect();
+        networks.sort_by(|a, b| a.name.cmp(&b.name));
+        Response::Networks(networks)
+    }
+
+    pub(super) fn network_details(&self, wanted: &str, now: Duration) -> Result<Response, String> {
+        let state = &self.state.networks[&self.find_network(wanted)?];
+        let mut endpoints: Vec<EndpointView> = state
+            .endpoints
+            .values()
+            .map(|held| EndpointView {
+                endpoint: held.endpoint.clone(),
+                host: self.host_name(held.owner),
+                host_id: held.owner,
+                state: state
+                    .row_of(&held.endpoint)
+                    .map_or(RowState::Free, |row| row.state),
+            })
+            .collect();
+        endpoints.sort_by(|a, b| a.endpoint.ips.cmp(&b.endpoint.ips));
+        let members = self
+            .state
+            .hosts
+            .keys()
+            .filter(|id| state.table.member(**id) != MemberState::Absent);
+        let peers = members.filter_map(|id| self.view(*id, now)).collect();
+        Ok(Response::Details(NetworkDetails {
+            network: state.network.clone(),
+            endpoints,
+            peers,
+        }))
+    }
+
+    /// The network of this name, id, or unique start of an id.
+    pub(super) fn find_network(&self, wanted: &str) -> Result<Vni, String> {
+        let networks = || self.state.networks.values().map(|state| &state.network);
+        if let Some(network) =
+            networks().find(|network| network.name == wanted || network.id == wanted)
+        {
+            return Ok(network.vni);
+        }
+        let mut starts =
+            networks().filter(|network| !wanted.is_empty() && network.id.starts_with(wanted));
+        match (starts.next(), starts.next()) {
+            (Some(network), None) => Ok(network.vni),
+            (Some(_), Some(_)) => Err(format!(
+                "network id {} is ambiguous: give more of it",
+                quote(wanted)
+            )),
+            (None, _) => Err(format!(
+                "network {} not found: `towline network ls` shows what exists",
+                quote(wanted)
+            )),
+        }
+    }
+
+    /// Whether a network that an agent remembers may be taken back into a store that lost it.
+    pub(super) fn may_adopt_network(&self, network: &Network) -> bool {
+        let floor = self.state.floors.get(&network.vni);
+        network.epoch.generation() < self.state.last().generation()
+            && floor.is_none_or(|floor| network.epoch > *floor)
+            && is_valid_name(&network.name)
+            && !network.subnets.is_empty()
+            && network
+                .subnets
+                .iter()
+                .all(|s| check_prefix(s.net).is_ok() && s.gateway == allocator::gateway(s.net))
+            && self.state.networks.values().all(|known| {
+                known.network.name != network.name
+                    && known.network.vni != network.vni
+                    && known.network.id != network.id
+                    && !overlap(
+                        &known.network,
+                        network.subnets.iter().map(|subnet| subnet.net),
+                    )
+            })
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), String> {
+        if !is_valid_name(name) {
+            return Err(format!(
+                "invalid network name {}: it must match [a-z0-9][a-z0-9_.-]{{0,62}}",
+                quote(name)
+            ));
+        }
+        if PREDEFINED.contains(&name) {
+            return Err(format!(
+                "{name} is a pre-defined network and cannot be created: choose another name"
+            ));
+        }
+        if self
+            .state
+            .networks
+            .values()
+            .any(|state| state.network.name == name)
+        {
+            return Err(format!(
+                "network with name {name} already exists: choose another, or remove it first"
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_subnets(
+        &self,
+        nets: &[IpNet],
+        routes_in_use: &[IpNet],
+        asking: HostId,
+    ) -> Result<(), String> {
+        for (i, net) in nets.iter().enumerate() {
+            check_prefix(*net)?;
+            if nets[..i].iter().any(|other| overlaps(*net, *other)) {
+                return Err(format!(
+                    "multiple overlapping subnet configuration is not supported ({net})"
+                ));
+            }
+            if overlaps(*net, ingress()) {
+                return Err(format!(
+                    "subnet {net} overlaps {}, which is kept for the network ingress",
+                    ingress()
+                ));
+            }
+            if let Some(state) = self
+                .state
+                .networks
+                .values()
+                .find(|state| overlap(&state.network, [*net]))
+            {
+                return Err(format!(
+                    "invalid pool request: Pool overlaps with other one on this address space: subnet {net} and network {}",
+                    state.network.name
+                ));
+            }
+            if let Some(route) = routes_in_use
+                .iter()
+                .find(|route| route.prefix_len() > 0 && overlaps(*net, **route))
+            {
+                return Err(format!(
+                    "subnet {net} overlaps {route}, which host {} routes: choose another --subnet",
+                    self.host_name(asking)
+                ));
+            }
+            if let Some(host) = self
+                .state
+                .hosts
+                .values()
+                .find(|host| net.contains(&host.vtep))
+            {
+                return Err(format!(
+                    "subnet {net} holds {}, the underlay address of host {}: choose another --subnet",
+                    host.vtep, host.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first /24 of 10.0.0.0/8 that nothing overlaps.
+    fn free_subnet(&self, routes_in_use: &[IpNet]) -> Result<IpNet, String> {
+        let candidates = (0..=u16::MAX).map(|n| {
+            let [b, c] = n.to_be_bytes();
+            IpNet::V4(Ipv4Net::new_assert([10, b, c, 0].into(), 24))
+        });
+        let free = |net: &IpNet| {
+            !overlaps(*net, ingress())
+                && !routes_in_use
+                    .iter()
+                    .any(|route| route.prefix_len() > 0 && overlaps(*net, *route))
+                && !self
+                    .state
+                    .networks
+                    .values()
+                    .any(|state| overlap(&state.network, [*net]))
+                && !self
+                    .state
+                    .hosts
+                    .values()
+                    .any(|host| net.contains(&host.vtep))
+        };
+        let mut candidates = candidates;
+        candidates.find(free).ok_or_else(|| {
+            "all predefined address pools have been fully subnetted (10.0.0.0/8 as /24): give a --subnet".to_owned()
+        })
+    }
+
+    fn choose_mtu(&self, wanted: Option<u16>, has_v6: bool) -> Result<u16, String> {
+        let room = |host: &crate::host::HostInfo| host.link_mtu.saturating_sub(overhead(host.vtep));
+        let smallest = self.state.hosts.values().min_by_key(|host| room(host));
+        let Some(smallest) = smallest else {
+            return Err("no host is known yet: run `towline init` first".to_owned());
+        };
+        let largest = room(smallest);
+        let mtu = wanted.unwrap_or(largest);
+        if mtu > largest {
+            return Err(format!(
+                "mtu {mtu} is too large: the link of host {} carries {} bytes, {} of them are overhead: at most {largest}",
+                smallest.name,
+                smallest.link_mtu,
+                overhead(smallest.vtep)
+            ));
+        }
+        let least = if has_v6 { MTU_MIN_V6 } else { MTU_MIN_V4 };
+        if mtu < least {
+            let family = if has_v6 { "IPv6" } else { "IPv4" };
+            return Err(format!(
+                "mtu {mtu} is too small: a network with {family} needs {least} (the link of host {} carries {} bytes)",
+                smallest.name, smallest.link_mtu
+            ));
+        }
+        Ok(mtu)
+    }
+
+    /// Networks that a host's link cannot carry, as lines for people.
+    pub(super) fn mtu_warnings(&self, vtep: IpAddr, link_mtu: u16) -> Vec<String> {
+        let room = link_mtu.saturating_sub(overhead(vtep));
+        let tight = self
+            .state
+            .networks
+            .values()
+            .filter(|state| state.network.mtu > room);
+        tight
+            .map(|state| {
+                let Network { name, mtu, .. } = &state.network;
+                let needed = mtu.saturating_add(overhead(vtep));
+                format!("network {name} has MTU {mtu}, which needs a link MTU of {needed}; this host's is {link_mtu}")
+            })
+            .collect()
+    }
+}
+
+fn overhead(vtep: IpAddr) -> u16 {
+    let family = match vtep {
+        IpAddr::V4(_) => vxlan::Family::V4,
+        IpAddr::V6(_) => vxlan::Family::V6,
+    };
+    vxlan::overhead(family, Protection::Cleartext)
+}
+
+fn ingress() -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(INGRESS.into(), 24))
+}
+
+fn overlap(network: &Network, nets: impl IntoIterator<Item = IpNet>) -> bool {
+    nets.into_iter().any(|net| {
+        network
+            .subnets
+            .iter()
+            .any(|subnet| overlaps(subnet.net, net))
+    })
+}
+
+fn overlaps(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+fn check_prefix(net: IpNet) -> Result<(), String> {
+    if net != net.trunc() {
+        return Err(format!(
+            "invalid subnet {net}: it should be {}",
+            net.trunc()
+        ));
+    }
+    if !allocator::is_roomy(net) {
+        return Err(format!(
+            "invalid subnet {net}: it has no room for a gateway and a container"
+        ));
+    }
+    let (widest, unusable): (u8, &[&str]) = match net {
+        IpNet::V4(_) => (
+            8,
+            &["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"],
+        ),
+        IpNet::V6(_) => (32, &["::/8", "fe80::/10", "ff00::/8"]),
+    };
+    if net.prefix_len() < widest {
+        return Err(format!(
+            "invalid subnet {net}: it must be /{widest} or narrower"
+        ));
+    }
+    let reserved = unusable
+        .iter()
+        .filter_map(|text| text.parse::<IpNet>().ok())
+        .find(|range| overlaps(*range, net));
+    match reserved {
+        Some(range) => Err(format!(
+            "invalid subnet {net}: {range} is not for containers"
+        )),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,402 @@
+//! What a manager must not forget, in memory, with every change noted for the store.
+//!
+//! Keys of the store: `meta`, `host/ID`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
+//! `cursor/VNI/SUBNET`. One counter orders everything: epochs and revisions are drawn from it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use vtep::Vni;
+
+use crate::allocator::{Exhausted, Pool};
+use crate::epoch::Epoch;
+use crate::host::{HostId, HostInfo};
+use crate::network::{Endpoint, Network, Subnet};
+use crate::row::{Row, State as RowState};
+use crate::store::Write;
+use crate::table::Table;
+
+/// What was loaded makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A value of the store is not what this version wrote.
+    #[error("the store's entry {key} is not understood ({cause}): restore it from a backup")]
+    Entry {
+        /// Its key.
+        key: String,
+        /// Why.
+        cause: String,
+    },
+    /// The store is another cluster's.
+    #[error(
+        "the store belongs to cluster {stored}, the token to cluster {token}: name another state folder"
+    )]
+    Cluster {
+        /// The store's cluster.
+        stored: String,
+        /// The token's cluster.
+        token: String,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    cluster: String,
+    last: Epoch,
+    next_vni: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredRow {
+    #[serde(flatten)]
+    row: Row,
+    revision: u64,
+}
+
+/// An endpoint and its host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Held {
+    pub(super) endpoint: Endpoint,
+    pub(super) owner: HostId,
+}
+
+/// One network and all that is in it.
+#[derive(Debug)]
+pub(super) struct NetworkState {
+    pub(super) network: Network,
+    pub(super) table: Table,
+    pub(super) endpoints: BTreeMap<Epoch, Held>,
+    pool: Pool,
+    /// Every row by its last change: what a stream resumes from. Rows are never forgotten, so neither are changes.
+    changes: BTreeMap<u64, IpAddr>,
+    revisions: HashMap<IpAddr, u64>,
+}
+
+impl NetworkState {
+    fn new(network: Network) -> Self {
+        Self {
+            network,
+            table: Table::default(),
+            endpoints: BTreeMap::new(),
+            pool: Pool::default(),
+            changes: BTreeMap::new(),
+            revisions: HashMap::new(),
+        }
+    }
+
+    /// The last change; the network's own making before any.
+    pub(super) fn revision(&self) -> u64 {
+        self.changes
+            .last_key_value()
+            .map_or(self.network.epoch.counter(), |(revision, _)| *revision)
+    }
+
+    /// Rows changed after `from`, in the order of their changes.
+    pub(super) fn rows_after(&self, from: u64) -> impl Iterator<Item = &Row> {
+        self.changes
+            .range(from.saturating_add(1)..)
+            .filter_map(|(_, ip)| self.table.row(*ip))
+    }
+
+    /// What an endpoint's rows say of it: its state and its owner's last edit.
+    pub(super) fn row_of(&self, endpoint: &Endpoint) -> Option<&Row> {
+        endpoint
+            .ips
+            .first()
+            .and_then(|ip| self.table.row(*ip))
+            .filter(|row| row.epoch == endpoint.epoch)
+    }
+
+    fn put_row(&mut self, row: Row, revision: u64) {
+        let ip = row.ip;
+        if self.table.apply(row, &mut Vec::new()) {
+            if let Some(old) = self.revisions.insert(ip, revision) {
+                self.changes.remove(&old);
+            }
+            self.changes.insert(revision, ip);
+        }
+    }
+}
+
+/// Everything durable.
+#[derive(Debug)]
+pub(super) struct State {
+    cluster: String,
+    last: Epoch,
+    pub(super) next_vni: u32,
+    pub(super) hosts: BTreeMap<HostId, HostInfo>,
+    pub(super) names: BTreeMap<String, HostId>,
+    pub(super) networks: BTreeMap<Vni, NetworkState>,
+    /// When a removed network's VNI was given up: nothing of it from before comes back.
+    pub(super) floors: BTreeMap<Vni, Epoch>,
+    writes: Vec<Write>,
+    meta_changed: bool,
+    /// Networks with changes not yet sent, and the revision that their subscribers have.
+    dirty: BTreeMap<Vni, u64>,
+}
+
+impl State {
+    /// The state of these entries. `now` starts the rest of every free address anew.
+    pub(super) fn load(
+        cluster: &str,
+        entries: &BTreeMap<String, String>,
+        now: Duration,
+    ) -> Result<Self, StateError> {
+        let mut state = Self {
+            cluster: cluster.to_owned(),
+            last: Epoch::new(1, 0),
+            next_vni: FIRST_VNI,
+            hosts: BTreeMap::new(),
+            names: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            writes: Vec::new(),
+            meta_changed: entries.is_empty(),
+            dirty: BTreeMap::new(),
+        };
+        // Networks first: their rows, endpoints and cursors need them.
+        for (key, value) in entries
+            .iter()
+            .filter(|(key, _)| key.starts_with("network/"))
+        {
+            let network: Network = parse(key, value)?;
+            state
+                .networks
+                .insert(network.vni, NetworkState::new(network));
+        }
+        for (key, value) in entries {
+            state.load_entry(key, value, now)?;
+        }
+        Ok(state)
+    }
+
+    fn load_entry(&mut self, key: &str, value: &str, now: Duration) -> Result<(), StateError> {
+        let mut parts = key.splitn(3, '/');
+        let (kind, name, rest) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+        match (kind, name) {
+            ("meta", None) => {
+                let meta: Meta = parse(key, value)?;
+                if meta.cluster != self.cluster {
+                    return Err(StateError::Cluster {
+                        stored: meta.cluster,
+                        token: self.cluster.clone(),
+                    });
+                }
+                (self.last, self.next_vni) = (meta.last, meta.next_vni);
+            }
+            ("host", Some(_)) => {
+                let info: HostInfo = parse(key, value)?;
+                self.hosts.insert(info.id, info);
+            }
+            ("name", Some(name)) => drop(self.names.insert(name.to_owned(), parse(key, value)?)),
+            ("floor", Some(vni)) => drop(self.floors.insert(parse(key, vni)?, parse(key, value)?)),
+            ("network", Some(_)) => {}
+            ("row" | "endpoint" | "cursor", Some(vni)) => {
+                let network = self.networks.get_mut(&parse::<Vni>(key, vni)?);
+                let network = network.ok_or_else(|| entry_error(key, "its network is missing"))?;
+                match kind {
+                    "row" => {
+                        let stored: StoredRow = parse(key, value)?;
+                        if stored.row.state == RowState::Free {
+                            network.pool.free(stored.row.ip, now);
+                        }
+                        network.put_row(stored.row, stored.revision);
+                    }
+                    "endpoint" => {
+                        let held: Held = parse(key, value)?;
+                        network.endpoints.insert(held.endpoint.epoch, held);
+                    }
+                    _ => {
+                        let net = rest
+                            .unwrap_or_default()
+                            .parse()
+                            .map_err(|_| entry_error(key, "no subnet"))?;
+                        network.pool.resume(net, parse(key, value)?);
+                    }
+                }
+            }
+            _ => return Err(entry_error(key, "an unknown kind")),
+        }
+        Ok(())
+    }
+
+    /// What changed since the last call, as one batch.
+    pub(super) fn take_writes(&mut self) -> Vec<Write> {
+        if std::mem::take(&mut self.meta_changed) {
+            let meta = Meta {
+                cluster: self.cluster.clone(),
+                last: self.last,
+                next_vni: self.next_vni,
+            };
+            self.write("meta".to_owned(), &meta);
+        }
+        std::mem::take(&mut self.writes)
+    }
+
+    /// Networks with changes since the last call, and the revision before them.
+    pub(super) fn take_dirty(&mut self) -> BTreeMap<Vni, u64> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// The last epoch issued.
+    pub(super) fn last(&self) -> Epoch {
+        self.last
+    }
+
+    /// A new epoch, above all before.
+    pub(super) fn draw(&mut self) -> Epoch {
+        self.meta_changed = true;
+        self.last = self.last.next();
+        self.last
+    }
+
+    /// Starts a generation above everything up to `seen`.
+    pub(super) fn raise_generation(&mut self, seen: Epoch) {
+        self.meta_changed = true;
+        self.last = Epoch::new(seen.generation().saturating_add(1), 0);
+    }
+
+    /// Draws a VNI that no network has; `None`: all are taken.
+    pub(super) fn draw_vni(&mut self) -> Option<Vni> {
+        let span = Vni::MAX.get() - FIRST_VNI + 1;
+        let free = (0..span).find_map(|step| {
+            let number = FIRST_VNI + (self.next_vni.max(FIRST_VNI) - FIRST_VNI + step) % span;
+            Vni::new(number)
+                .ok()
+                .filter(|vni| !self.networks.contains_key(vni))
+        })?;
+        self.next_vni = free.get() + 1;
+        self.meta_changed = true;
+        Some(free)
+    }
+
+    pub(super) fn put_host(&mut self, info: HostInfo) {
+        self.write(format!("host/{}", info.id), &info);
+        self.hosts.insert(info.id, info);
+    }
+
+    pub(super) fn remove_host(&mut self, id: HostId) {
+        self.hosts.remove(&id);
+        self.erase(format!("host/{id}"));
+    }
+
+    pub(super) fn put_name(&mut self, name: &str, host: HostId) {
+        self.write(format!("name/{name}"), &host);
+        self.names.insert(name.to_owned(), host);
+    }
+
+    pub(super) fn remove_name(&mut self, name: &str) {
+        if self.names.remove(name).is_some() {
+            self.erase(format!("name/{name}"));
+        }
+    }
+
+    pub(super) fn put_network(&mut self, network: Network) {
+        self.write(format!("network/{}", network.vni.get()), &network);
+        self.networks
+            .insert(network.vni, NetworkState::new(network));
+    }
+
+    /// Removes a network with all its rows, and sees to it that none comes back.
+    pub(super) fn remove_network(&mut self, vni: Vni) -> Option<Network> {
+        let gone = self.networks.remove(&vni)?;
+        self.dirty.remove(&vni);
+        let floor = self.draw();
+        self.floors.insert(vni, floor);
+        self.write(format!("floor/{}", vni.get()), &floor);
+        let number = vni.get();
+        let rows = gone
+            .table
+            .rows()
+            .map(|row| format!("row/{number}/{}", row.ip));
+        let endpoints = gone
+            .endpoints
+            .keys()
+            .map(|epoch| format!("endpoint/{number}/{}", epoch.get()));
+        let cursors = gone
+            .network
+            .subnets
+            .iter()
+            .map(|subnet| format!("cursor/{number}/{}", subnet.net));
+        let keys: Vec<String> = rows.chain(endpoints).chain(cursors).collect();
+        for key in keys {
+            self.erase(key);
+        }
+        self.erase(format!("network/{number}"));
+        Some(gone.network)
+    }
+
+    /// The next free address of a subnet.
+    pub(super) fn draw_address(
+        &mut self,
+        vni: Vni,
+        subnet: &Subnet,
+        now: Duration,
+    ) -> Option<Result<IpAddr, Exhausted>> {
+        let network = self.networks.get_mut(&vni)?;
+        let drawn = network.pool.next(subnet, &network.table, now);
+        if let Ok(ip) = drawn {
+            self.write(format!("cursor/{}/{}", vni.get(), subnet.net), &ip);
+        }
+        Some(drawn)
+    }
+
+    /// Puts a row in its network's table under a new revision.
+    pub(super) fn put_row(&mut self, vni: Vni, row: Row, now: Duration) {
+        let revision = self.draw().counter();
+        let Some(network) = self.networks.get_mut(&vni) else {
+            return;
+        };
+        self.dirty.entry(vni).or_insert_with(|| network.revision());
+        if row.state == RowState::Free {
+            network.pool.free(row.ip, now);
+        }
+        let key = format!("row/{}/{}", vni.get(), row.ip);
+        network.put_row(row.clone(), revision);
+        self.write(key, &StoredRow { row, revision });
+    }
+
+    pub(super) fn put_endpoint(&mut self, held: Held) {
+        let (vni, epoch) = (held.endpoint.vni, held.endpoint.epoch);
+        self.write(format!("endpoint/{}/{}", vni.get(), epoch.get()), &held);
+        if let Some(network) = self.networks.get_mut(&vni) {
+            network.endpoints.insert(epoch, held);
+        }
+    }
+
+    pub(super) fn remove_endpoint(&mut self, vni: Vni, epoch: Epoch) -> Option<Held> {
+        let held = self.networks.get_mut(&vni)?.endpoints.remove(&epoch)?;
+        self.erase(format!("endpoint/{}/{}", vni.get(), epoch.get()));
+        Some(held)
+    }
+
+    fn write<T: Serialize>(&mut self, key: String, value: &T) {
+        let value = serde_json::to_string(value)
+            .expect("our types have string keys and no failing serialiser");
+        self.writes.push(Write {
+            key,
+            value: Some(value),
+        });
+    }
+
+    fn erase(&mut self, key: String) {
+        self.writes.push(Write { key, value: None });
+    }
+}
+
+/// VNIs below are left to networks that name theirs.
+const FIRST_VNI: u32 = 4096;
+
+fn parse<T: DeserializeOwned>(key: &str, json: &str) -> Result<T, StateError> {
+    serde_json::from_str(json).map_err(|error| entry_error(key, &error.to_string()))
+}
+
+fn entry_error(key: &str, cause: &str) -> StateError {
+    StateError::Entry {
+        key: key.to_owned(),
+        cause: cause.to_owned(),
+    }
+}

@@ -1,0 +1,732 @@
+//! Messages between an agent and a manager, and their bytes.
+//!
+//! Protocol buffers, declared here by hand: a field that a reader does not know is skipped, so either side may be newer. What
+//! is sent often (rows, heartbeats) is typed field by field; what is sent seldom (requests, host and network descriptions)
+//! travels as the JSON that the program's own API uses. Decoding checks every value once: what comes out of
+//! [`ToManager::decode`] and [`ToAgent::decode`] needs no second look. It never panics and never allocates more than a small
+//! multiple of its input. Framing and limits of size are in `transport.rs`.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+use vtep::{MacAddr, Vni};
+
+use crate::epoch::Epoch;
+use crate::host::{HostId, HostInfo, HostView};
+use crate::network::{Endpoint, Network};
+use crate::request::{EndpointState, Request};
+use crate::row::{Row, State};
+use crate::token::Token;
+
+/// The protocol's version. A manager refuses a hello with another one, in words.
+pub const VERSION: u32 = 1;
+
+/// From an agent to its manager.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToManager {
+    /// First on every connection.
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+        /// The right to be here.
+        token: Token,
+        /// Who is here.
+        host: HostInfo,
+        /// The highest epoch that this agent has ever seen: a manager whose store is older learns it by this.
+        last_epoch: Epoch,
+    },
+    /// Still here.
+    Heartbeat,
+    /// Send this network's rows from here on.
+    Subscribe {
+        /// The network.
+        vni: Vni,
+        /// The generation of what the agent has; 0 for nothing.
+        generation: u16,
+        /// The last change that it has.
+        revision: u64,
+        /// The network as the agent knows it, for a manager that lost it.
+        network: Option<Network>,
+    },
+    /// No more of this network.
+    Unsubscribe {
+        /// The network.
+        vni: Vni,
+    },
+    /// The sender's own endpoint changed.
+    Publish {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// Orders the owner's edits.
+        owner_seq: u32,
+        /// What it is now.
+        state: EndpointState,
+    },
+    /// A question.
+    Call {
+        /// Names the answer.
+        id: u64,
+        /// The question.
+        request: Request,
+    },
+}
+
+/// From a manager to an agent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToAgent {
+    /// The answer to a hello.
+    Welcome {
+        /// The cluster.
+        cluster: String,
+        /// The manager's host.
+        manager: HostId,
+        /// How often to send a heartbeat.
+        heartbeat: Duration,
+        /// For people.
+        warnings: Vec<String>,
+    },
+    /// No: the connection ends.
+    Reject {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Still here.
+    Heartbeat,
+    /// Hosts that came or changed, and that went.
+    Hosts {
+        /// Forget every host that is not in this message.
+        full: bool,
+        /// Came or changed.
+        hosts: Vec<HostView>,
+        /// Went.
+        removed: Vec<HostId>,
+    },
+    /// What the manager holds for the agent's host, in parts.
+    Owned {
+        /// Endpoints.
+        endpoints: Vec<OwnedEndpoint>,
+        /// Container names.
+        names: Vec<String>,
+        /// No part follows.
+        last: bool,
+    },
+    /// A subscribed network is, or became, this.
+    Network(Network),
+    /// A subscribed network does not exist any more.
+    NetworkRemoved {
+        /// Which.
+        vni: Vni,
+    },
+    /// Rows of a network.
+    Rows(Rows),
+    /// An endpoint of the agent's host is not its own any more.
+    RowLost {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's epoch.
+        epoch: Epoch,
+    },
+    /// A part of an answer: the JSON of `Result<Response, String>`.
+    Reply {
+        /// The call's id.
+        id: u64,
+        /// The bytes.
+        part: Bytes,
+        /// No part follows.
+        last: bool,
+    },
+}
+
+/// Every change after revision `from`, up to and including revision `to`, in one or more parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The network.
+    pub vni: Vni,
+    /// The life of the manager's store in which revisions count.
+    pub generation: u16,
+    /// Changes after this one; 0: a snapshot.
+    pub from: u64,
+    /// Up to this one.
+    pub to: u64,
+    /// Which part this is, from 0.
+    pub part: u32,
+    /// No part follows.
+    pub last: bool,
+    /// Rows absent from a snapshot do not exist. Unset while a manager is still learning what it lost.
+    pub settled: bool,
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+/// An endpoint with what only its owner needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedEndpoint {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// The owner's last edit.
+    pub owner_seq: u32,
+    /// What it is.
+    pub state: EndpointState,
+}
+
+/// Bytes that are no message.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// No protocol buffer of ours.
+    #[error("undecodable message")]
+    Bytes(#[from] prost::DecodeError),
+    /// A kind of message that this version does not know.
+    #[error("message of an unknown kind")]
+    Kind,
+    /// A field holds a value it cannot have.
+    #[error("message with an invalid {0}")]
+    Field(&'static str),
+    /// A description in JSON is wrong.
+    #[error("message with an invalid {what}")]
+    Json {
+        /// Which description.
+        what: &'static str,
+        /// The cause.
+        source: serde_json::Error,
+    },
+}
+
+impl ToManager {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        use wire::to_manager::Kind;
+        let kind = match self {
+            Self::Hello {
+                version,
+                token,
+                host,
+                last_epoch,
+            } => Kind::Hello(wire::Hello {
+                version: *version,
+                token: token.to_string(),
+                host: json(host),
+                last_epoch: last_epoch.get(),
+            }),
+            Self::Heartbeat => Kind::Heartbeat(wire::Empty {}),
+            Self::Subscribe {
+                vni,
+                generation,
+                revision,
+                network,
+            } => Kind::Subscribe(wire::Subscribe {
+                vni: vni.get(),
+                generation: u32::from(*generation),
+                revision: *revision,
+                network: network.as_ref().map(json),
+            }),
+            Self::Unsubscribe { vni } => Kind::Unsubscribe(wire::Network { vni: vni.get() }),
+            Self::Publish {
+                endpoint,
+                owner_seq,
+                state,
+            } => Kind::Publish(wire::Publish {
+                endpoint: json(endpoint),
+                owner_seq: *owner_seq,
+                up: *state == EndpointState::Up,
+            }),
+            Self::Call { id, request } => Kind::Call(wire::Call {
+                id: *id,
+                request: json(request),
+            }),
+        };
+        wire::ToManager { kind: Some(kind) }.encode_to_vec().into()
+    }
+
+    /// The message of these bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        use wire::to_manager::Kind;
+        Ok(
+            match wire::ToManager::decode(bytes)?
+                .kind
+                .ok_or(MessageError::Kind)?
+            {
+                Kind::Hello(hello) => Self::Hello {
+                    version: hello.version,
+                    token: hello
+                        .token
+                        .parse()
+                        .map_err(|_| MessageError::Field("token"))?,
+                    host: parse("host", &hello.host)?,
+                    last_epoch: Epoch::from_bits(hello.last_epoch),
+                },
+                Kind::Heartbeat(wire::Empty {}) => Self::Heartbeat,
+                Kind::Subscribe(subscribe) => Self::Subscribe {
+                    vni: vni(subscribe.vni)?,
+                    generation: generation(subscribe.generation)?,
+                    revision: subscribe.revision,
+                    network: subscribe
+                        .network
+                        .map(|network| parse("network", &network))
+                        .transpose()?,
+                },
+                Kind::Unsubscribe(network) => Self::Unsubscribe {
+                    vni: vni(network.vni)?,
+                },
+                Kind::Publish(publish) => Self::Publish {
+                    endpoint: parse("endpoint", &publish.endpoint)?,
+                    owner_seq: publish.owner_seq,
+                    state: if publish.up {
+                        EndpointState::Up
+                    } else {
+                        EndpointState::Down
+                    },
+                },
+                Kind::Call(call) => Self::Call {
+                    id: call.id,
+                    request: parse("request", &call.request)?,
+                },
+            },
+        )
+    }
+}
+
+impl ToAgent {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        use wire::to_agent::Kind;
+        let kind = match self {
+            Self::Welcome {
+                cluster,
+                manager,
+                heartbeat,
+                warnings,
+            } => Kind::Welcome(wire::Welcome {
+                cluster: cluster.clone(),
+                manager: manager.as_bytes().to_vec(),
+                heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
+                warnings: warnings.clone(),
+            }),
+            Self::Reject { reason } => Kind::Reject(wire::Reject {
+                reason: reason.clone(),
+            }),
+            Self::Heartbeat => Kind::Heartbeat(wire::Empty {}),
+            Self::Hosts {
+                full,
+                hosts,
+                removed,
+            } => Kind::Hosts(wire::Hosts {
+                full: *full,
+                hosts: hosts.iter().map(json).collect(),
+                removed: removed.iter().map(|id| id.as_bytes().to_vec()).collect(),
+            }),
+            Self::Owned {
+                endpoints,
+                names,
+                last,
+            } => Kind::Owned(wire::Owned {
+                endpoints: endpoints.iter().map(json).collect(),
+                names: names.clone(),
+                last: *last,
+            }),
+            Self::Network(network) => Kind::Network(wire::Json {
+                json: json(network),
+            }),
+            Self::NetworkRemoved { vni } => Kind::NetworkRemoved(wire::Network { vni: vni.get() }),
+            Self::Rows(rows) => Kind::Rows(rows.to_wire()),
+            Self::RowLost { vni, epoch } => Kind::RowLost(wire::RowLost {
+                vni: vni.get(),
+                epoch: epoch.get(),
+            }),
+            Self::Reply { id, part, last } => Kind::Reply(wire::Reply {
+                id: *id,
+                part: part.clone(),
+                last: *last,
+            }),
+        };
+        wire::ToAgent { kind: Some(kind) }.encode_to_vec().into()
+    }
+
+    /// The message of these bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        use wire::to_agent::Kind;
+        Ok(
+            match wire::ToAgent::decode(bytes)?
+                .kind
+                .ok_or(MessageError::Kind)?
+            {
+                Kind::Welcome(welcome) => Self::Welcome {
+                    cluster: welcome.cluster,
+                    manager: host_id(&welcome.manager)?,
+                    heartbeat: Duration::from_millis(u64::from(welcome.heartbeat_ms)),
+                    warnings: welcome.warnings,
+                },
+                Kind::Reject(reject) => Self::Reject {
+                    reason: reject.reason,
+                },
+                Kind::Heartbeat(wire::Empty {}) => Self::Heartbeat,
+                Kind::Hosts(hosts) => Self::Hosts {
+                    full: hosts.full,
+                    hosts: hosts
+                        .hosts
+                        .iter()
+                        .map(|host| parse("host", host))
+                        .collect::<Result<_, _>>()?,
+                    removed: hosts
+                        .removed
+                        .iter()
+                        .map(|id| host_id(id))
+                        .collect::<Result<_, _>>()?,
+                },
+                Kind::Owned(owned) => Self::Owned {
+                    endpoints: owned
+                        .endpoints
+                        .iter()
+                        .map(|e| parse("endpoint", e))
+                        .collect::<Result<_, _>>()?,
+                    names: owned.names,
+                    last: owned.last,
+                },
+                Kind::Network(network) => Self::Network(parse("network", &network.json)?),
+                Kind::NetworkRemoved(network) => Self::NetworkRemoved {
+                    vni: vni(network.vni)?,
+                },
+                Kind::Rows(rows) => Self::Rows(Rows::from_wire(rows)?),
+                Kind::RowLost(lost) => Self::RowLost {
+                    vni: vni(lost.vni)?,
+                    epoch: Epoch::from_bits(lost.epoch),
+                },
+                Kind::Reply(reply) => Self::Reply {
+                    id: reply.id,
+                    part: reply.part,
+                    last: reply.last,
+                },
+            },
+        )
+    }
+}
+
+impl Rows {
+    fn to_wire(&self) -> wire::Rows {
+        wire::Rows {
+            vni: self.vni.get(),
+            generation: u32::from(self.generation),
+            from: self.from,
+            to: self.to,
+            part: self.part,
+            last: self.last,
+            settled: self.settled,
+            rows: self.rows.iter().map(row_to_wire).collect(),
+        }
+    }
+
+    fn from_wire(rows: wire::Rows) -> Result<Self, MessageError> {
+        Ok(Self {
+            vni: vni(rows.vni)?,
+            generation: generation(rows.generation)?,
+            from: rows.from,
+            to: rows.to,
+            part: rows.part,
+            last: rows.last,
+            settled: rows.settled,
+            rows: rows
+                .rows
+                .into_iter()
+                .map(row_from_wire)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn row_to_wire(row: &Row) -> wire::Row {
+    wire::Row {
+        ip: match row.ip {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        },
+        epoch: row.epoch.get(),
+        owner: row.owner.as_bytes().to_vec(),
+        owner_seq: row.owner_seq,
+        state: match row.state {
+            State::Up => 1,
+            State::Down => 2,
+            State::Free => 3,
+        },
+        mac: row.mac.octets().to_vec(),
+    }
+}
+
+fn row_from_wire(row: wire::Row) -> Result<Row, MessageError> {
+    let ip = if let Ok(octets) = <[u8; 4]>::try_from(row.ip.as_slice()) {
+        octets.into()
+    } else {
+        <[u8; 16]>::try_from(row.ip.as_slice())
+            .map_err(|_| MessageError::Field("address"))?
+            .into()
+    };
+    Ok(Row {
+        ip,
+        epoch: Epoch::from_bits(row.epoch),
+        owner: host_id(&row.owner)?,
+        owner_seq: row.owner_seq,
+        state: match row.state {
+            1 => State::Up,
+            2 => State::Down,
+            3 => State::Free,
+            _ => return Err(MessageError::Field("state")),
+        },
+        mac: MacAddr::new(
+            row.mac
+                .as_slice()
+                .try_into()
+                .map_err(|_| MessageError::Field("mac"))?,
+        ),
+    })
+}
+
+fn vni(number: u32) -> Result<Vni, MessageError> {
+    Vni::new(number).map_err(|_| MessageError::Field("vni"))
+}
+
+fn generation(number: u32) -> Result<u16, MessageError> {
+    u16::try_from(number).map_err(|_| MessageError::Field("generation"))
+}
+
+fn host_id(bytes: &[u8]) -> Result<HostId, MessageError> {
+    Ok(HostId::from_bytes(
+        bytes
+            .try_into()
+            .map_err(|_| MessageError::Field("host id"))?,
+    ))
+}
+
+fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("our types have string keys and no failing serialiser")
+}
+
+fn parse<'de, T: Deserialize<'de>>(
+    what: &'static str,
+    bytes: &'de [u8],
+) -> Result<T, MessageError> {
+    serde_json::from_slice(bytes).map_err(|source| MessageError::Json { what, source })
+}
+
+/// The declarations, as a `.proto` file would hold them. Tags are never used twice.
+mod wire {
+    use bytes::Bytes;
+    use prost::{Message, Oneof};
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct ToManager {
+        #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4, 5, 6")]
+        pub(super) kind: Option<to_manager::Kind>,
+    }
+
+    pub(super) mod to_manager {
+        #[derive(Clone, PartialEq, super::Oneof)]
+        pub(crate) enum Kind {
+            #[prost(message, tag = "1")]
+            Hello(super::Hello),
+            #[prost(message, tag = "2")]
+            Heartbeat(super::Empty),
+            #[prost(message, tag = "3")]
+            Subscribe(super::Subscribe),
+            #[prost(message, tag = "4")]
+            Unsubscribe(super::Network),
+            #[prost(message, tag = "5")]
+            Publish(super::Publish),
+            #[prost(message, tag = "6")]
+            Call(super::Call),
+        }
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct ToAgent {
+        #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+        pub(super) kind: Option<to_agent::Kind>,
+    }
+
+    pub(super) mod to_agent {
+        #[derive(Clone, PartialEq, super::Oneof)]
+        pub(crate) enum Kind {
+            #[prost(message, tag = "1")]
+            Welcome(super::Welcome),
+            #[prost(message, tag = "2")]
+            Reject(super::Reject),
+            #[prost(message, tag = "3")]
+            Heartbeat(super::Empty),
+            #[prost(message, tag = "4")]
+            Hosts(super::Hosts),
+            #[prost(message, tag = "5")]
+            Owned(super::Owned),
+            #[prost(message, tag = "6")]
+            Network(super::Json),
+            #[prost(message, tag = "7")]
+            NetworkRemoved(super::Network),
+            #[prost(message, tag = "8")]
+            Rows(super::Rows),
+            #[prost(message, tag = "9")]
+            RowLost(super::RowLost),
+            #[prost(message, tag = "10")]
+            Reply(super::Reply),
+        }
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Empty {}
+
+    /// No `Debug`: it would show the token.
+    #[derive(Clone, PartialEq, Message)]
+    #[prost(skip_debug)]
+    pub(crate) struct Hello {
+        #[prost(uint32, tag = "1")]
+        pub(super) version: u32,
+        #[prost(string, tag = "2")]
+        pub(super) token: String,
+        #[prost(bytes = "vec", tag = "3")]
+        pub(super) host: Vec<u8>,
+        #[prost(fixed64, tag = "4")]
+        pub(super) last_epoch: u64,
+    }
+
+    impl std::fmt::Debug for Hello {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Hello")
+                .field("version", &self.version)
+                .finish_non_exhaustive()
+        }
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Subscribe {
+        #[prost(uint32, tag = "1")]
+        pub(super) vni: u32,
+        #[prost(uint32, tag = "2")]
+        pub(super) generation: u32,
+        #[prost(uint64, tag = "3")]
+        pub(super) revision: u64,
+        #[prost(bytes = "vec", optional, tag = "4")]
+        pub(super) network: Option<Vec<u8>>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Network {
+        #[prost(uint32, tag = "1")]
+        pub(super) vni: u32,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Publish {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) endpoint: Vec<u8>,
+        #[prost(uint32, tag = "2")]
+        pub(super) owner_seq: u32,
+        #[prost(bool, tag = "3")]
+        pub(super) up: bool,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Call {
+        #[prost(uint64, tag = "1")]
+        pub(super) id: u64,
+        #[prost(bytes = "vec", tag = "2")]
+        pub(super) request: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Welcome {
+        #[prost(string, tag = "1")]
+        pub(super) cluster: String,
+        #[prost(bytes = "vec", tag = "2")]
+        pub(super) manager: Vec<u8>,
+        #[prost(uint32, tag = "3")]
+        pub(super) heartbeat_ms: u32,
+        #[prost(string, repeated, tag = "4")]
+        pub(super) warnings: Vec<String>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Reject {
+        #[prost(string, tag = "1")]
+        pub(super) reason: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Hosts {
+        #[prost(bool, tag = "1")]
+        pub(super) full: bool,
+        #[prost(bytes = "vec", repeated, tag = "2")]
+        pub(super) hosts: Vec<Vec<u8>>,
+        #[prost(bytes = "vec", repeated, tag = "3")]
+        pub(super) removed: Vec<Vec<u8>>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Owned {
+        #[prost(bytes = "vec", repeated, tag = "1")]
+        pub(super) endpoints: Vec<Vec<u8>>,
+        #[prost(string, repeated, tag = "2")]
+        pub(super) names: Vec<String>,
+        #[prost(bool, tag = "3")]
+        pub(super) last: bool,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Json {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) json: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Rows {
+        #[prost(uint32, tag = "1")]
+        pub(super) vni: u32,
+        #[prost(uint32, tag = "2")]
+        pub(super) generation: u32,
+        #[prost(uint64, tag = "3")]
+        pub(super) from: u64,
+        #[prost(uint64, tag = "4")]
+        pub(super) to: u64,
+        #[prost(uint32, tag = "5")]
+        pub(super) part: u32,
+        #[prost(bool, tag = "6")]
+        pub(super) last: bool,
+        #[prost(bool, tag = "7")]
+        pub(super) settled: bool,
+        #[prost(message, repeated, tag = "8")]
+        pub(super) rows: Vec<Row>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Row {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) ip: Vec<u8>,
+        #[prost(fixed64, tag = "2")]
+        pub(super) epoch: u64,
+        #[prost(bytes = "vec", tag = "3")]
+        pub(super) owner: Vec<u8>,
+        #[prost(uint32, tag = "4")]
+        pub(super) owner_seq: u32,
+        #[prost(uint32, tag = "5")]
+        pub(super) state: u32,
+        #[prost(bytes = "vec", tag = "6")]
+        pub(super) mac: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct RowLost {
+        #[prost(uint32, tag = "1")]
+        pub(super) vni: u32,
+        #[prost(fixed64, tag = "2")]
+        pub(super) epoch: u64,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Reply {
+        #[prost(uint64, tag = "1")]
+        pub(super) id: u64,
+        #[prost(bytes = "bytes", tag = "2")]
+        pub(super) part: Bytes,
+        #[prost(bool, tag = "3")]
+        pub(super) last: bool,
+    }
+}

@@ -1,0 +1,259 @@
+//! What the program asks of the control plane, what it answers, and what it tells unasked.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use vtep::{MacAddr, Vni};
+
+use crate::epoch::Epoch;
+use crate::host::{HostId, HostView};
+use crate::network::{Endpoint, Network, NetworkSpec};
+use crate::row::State;
+use crate::table::TableChange;
+
+/// A question or order to the manager.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Make a network. Answer: [`Response::Network`].
+    CreateNetwork {
+        /// What is wanted.
+        spec: NetworkSpec,
+        /// Prefixes that the asking host routes; no subnet may overlap one. Default routes do not count.
+        routes_in_use: Vec<IpNet>,
+    },
+    /// Remove a network without endpoints, by name, id or unique start of an id. Answer: [`Response::Network`].
+    RemoveNetwork(String),
+    /// All networks, by name. Answer: [`Response::Networks`].
+    Networks,
+    /// One network with its endpoints and hosts. Answer: [`Response::Details`].
+    Network(String),
+    /// Take a container name for this host; again by the same host is fine. Answer: [`Response::Done`].
+    ClaimName(String),
+    /// Give a container name back; a name this host does not hold is fine. Answer: [`Response::Done`].
+    ReleaseName(String),
+    /// Take addresses for one container in one network. The rows start [`State::Down`]. Answer: [`Response::Endpoint`].
+    ///
+    /// Asked again for a container whose endpoint is still down, the same endpoint is answered: a lost answer leaks nothing.
+    Allocate {
+        /// The network's name, id or unique start of an id.
+        network: String,
+        /// The container's name.
+        container: String,
+        /// Addresses wanted; a family without one gets the next free address.
+        ips: Vec<IpAddr>,
+        /// The MAC address wanted.
+        mac: Option<MacAddr>,
+    },
+    /// Give an endpoint's addresses back; an unknown endpoint is fine. Answer: [`Response::Done`].
+    Free {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's epoch.
+        epoch: Epoch,
+    },
+    /// All hosts, by name. Answer: [`Response::Hosts`].
+    Hosts,
+    /// Forget a host that is gone for good, by name or id: its addresses and names are freed. Answer: [`Response::Done`].
+    RemoveHost(String),
+    /// Forget the asking host. Its agent does not connect again. Answer: [`Response::Done`].
+    Leave,
+    /// Expect a probe with this nonce at the manager's VTEP, for the next few seconds. Answer: [`Response::Done`].
+    ProbeExpect {
+        /// What the probe carries.
+        nonce: [u8; 16],
+    },
+    /// Have the manager's VTEP send probes to the asking host. Answer: [`Response::ProbeSizes`].
+    ProbeReply {
+        /// The nonce that was announced by [`Request::ProbeExpect`].
+        nonce: [u8; 16],
+        /// Where to: must be the asking host's own VTEP address.
+        to: SocketAddr,
+        /// What the probes sent back carry.
+        back_nonce: [u8; 16],
+        /// Their sizes, in bytes of IP packet on the link; at most 16.
+        sizes: Vec<u16>,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// Done, nothing to tell.
+    Done,
+    /// A network, made or removed.
+    Network(Network),
+    /// All networks.
+    Networks(Vec<Network>),
+    /// One network with all that is in it.
+    Details(NetworkDetails),
+    /// An endpoint.
+    Endpoint(Endpoint),
+    /// All hosts.
+    Hosts(Vec<HostView>),
+    /// The sizes of announced probes that arrived at the manager, in bytes of IP packet.
+    ProbeSizes(Vec<u16>),
+}
+
+/// One network with its endpoints and the hosts that hold them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkDetails {
+    /// The network.
+    pub network: Network,
+    /// Its endpoints, by address.
+    pub endpoints: Vec<EndpointView>,
+    /// The hosts that have an endpoint that is up.
+    pub peers: Vec<HostView>,
+}
+
+/// An endpoint as `network inspect` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// The endpoint.
+    #[serde(flatten)]
+    pub endpoint: Endpoint,
+    /// The name of the host that has it.
+    pub host: String,
+    /// That host's id.
+    pub host_id: HostId,
+    /// What it is.
+    pub state: State,
+}
+
+/// Why a request was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// No manager is connected.
+    #[error(
+        "no manager answers (tried {managers}; {cause}): check that its agent runs and that TCP to it is open"
+    )]
+    NotConnected {
+        /// The managers tried, separated by commas.
+        managers: String,
+        /// What failed last.
+        cause: String,
+        /// Milliseconds since a manager was connected; `None`: never since the start.
+        age_ms: Option<u64>,
+    },
+    /// A manager is connected and did not answer in time.
+    #[error(
+        "the manager at {manager} did not answer within {seconds} s: see `towline status`, then try again"
+    )]
+    Timeout {
+        /// The manager.
+        manager: SocketAddr,
+        /// The deadline that passed.
+        seconds: u64,
+    },
+    /// The manager said no, in its own words.
+    #[error("{0}")]
+    Refused(String),
+    /// The agent's control thread has ended.
+    #[error("the agent is shutting down")]
+    Stopped,
+}
+
+/// What an endpoint's owner says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointState {
+    /// It takes frames.
+    Up,
+    /// It takes none, for now.
+    Down,
+}
+
+/// What the manager holds for this host, told on every connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owned {
+    /// Endpoints of this host.
+    pub endpoints: Vec<Endpoint>,
+    /// Container names of this host.
+    pub names: Vec<String>,
+}
+
+/// News from the control plane, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A manager took this host in.
+    Connected {
+        /// Which.
+        manager: SocketAddr,
+        /// What it said of the cluster.
+        cluster: ClusterInfo,
+    },
+    /// No manager any more. Everything known stays in force.
+    Disconnected {
+        /// Why, in one line.
+        reason: String,
+    },
+    /// What the manager holds for this host: the program frees endpoints and names that it does not know.
+    Owned(Owned),
+    /// All hosts, after one has come, changed, been masked or unmasked, or gone.
+    Hosts(Vec<HostView>),
+    /// A subscribed network is known, or has changed.
+    NetworkChanged(Network),
+    /// A subscribed network is gone; its table is empty.
+    NetworkRemoved(Vni),
+    /// Changes of a subscribed network's table, this host's own rows included.
+    Table {
+        /// The network.
+        vni: Vni,
+        /// What to apply, in order.
+        changes: Vec<TableChange>,
+    },
+    /// This host's endpoint lost its addresses to a newer allocation, or was freed by an operator: take its port down.
+    RowLost {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's epoch.
+        epoch: Epoch,
+    },
+}
+
+/// What a manager says of the cluster when it takes a host in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    /// The cluster's id, the public half of the token.
+    pub cluster: String,
+    /// The manager's host.
+    pub manager: HostId,
+    /// The address it was reached at.
+    pub address: SocketAddr,
+    /// Networks whose MTU does not fit this host's link, as lines for people.
+    pub warnings: Vec<String>,
+}
+
+/// The agent's side of the control plane, for `towline status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControlStatus {
+    /// The manager connected now.
+    pub connected_to: Option<SocketAddr>,
+    /// Milliseconds since that connection came, or since the last one went; `None`: never connected.
+    pub since_ms: Option<u64>,
+    /// The managers tried, in order.
+    pub managers: Vec<SocketAddr>,
+    /// Why the last attempt or connection failed.
+    pub last_error: Option<String>,
+    /// Subscribed networks.
+    pub subscriptions: Vec<SubscriptionStatus>,
+}
+
+/// One subscribed network, for `towline status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SubscriptionStatus {
+    /// The network.
+    pub vni: Vni,
+    /// Its name, once known.
+    pub name: Option<String>,
+    /// Which life of the manager's store the stream belongs to; 0 before the first snapshot.
+    pub generation: u16,
+    /// The last change applied.
+    pub revision: u64,
+    /// Rows known.
+    pub rows: usize,
+    /// Milliseconds since the last news.
+    pub age_ms: Option<u64>,
+}
