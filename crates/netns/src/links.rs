@@ -32,6 +32,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// What `ip link set … alias` wrote there.
     pub alias: Option<String>,
+    /// Names beside [`Self::name`], of up to 127 bytes.
+    pub alternative_names: Vec<String>,
     /// The UDP port of a vxlan device.
     pub vxlan_port: Option<u16>,
 }
@@ -215,7 +217,7 @@ impl Netlink {
         )
     }
 
-    /// Gives the interface one more name, of up to 127 bytes, under which netlink finds it too. One it has is fine.
+    /// Gives the interface one more name, of up to 127 bytes, under which `ip` finds it too. One it has is fine.
     ///
     /// # Errors
     /// As [`Self::set_up`], and when another interface has that name.
@@ -230,12 +232,10 @@ impl Netlink {
             )]));
         let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND;
         match self.change(operation, RouteNetlinkMessage::NewLinkProp(message), flags) {
-            Err(error)
-                if error.is(Errno::EXIST)
-                    && self.link(other)?.is_some_and(|link| link.index == index) =>
-            {
-                Ok(())
-            }
+            Err(error) if error.is(Errno::EXIST) => match self.link(name)? {
+                Some(link) if link.alternative_names.iter().any(|known| known == other) => Ok(()),
+                _ => Err(error),
+            },
             done => done,
         }
     }
@@ -310,6 +310,7 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         master: None,
         alias: None,
+        alternative_names: Vec::new(),
         vxlan_port: None,
     };
     for attribute in message.attributes {
@@ -320,6 +321,15 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(mac) => link.mac = mac.try_into().unwrap_or_default(),
             LinkAttribute::Controller(index) if index != 0 => link.master = Some(index),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::PropList(properties) => {
+                link.alternative_names = properties
+                    .into_iter()
+                    .filter_map(|property| match property {
+                        Prop::AltIfName(name) => Some(name),
+                        _ => None,
+                    })
+                    .collect();
+            }
             LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| match info {
                 LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                 LinkInfo::Data(InfoData::Vxlan(options)) => {
