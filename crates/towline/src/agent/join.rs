@@ -260,7 +260,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
         }
         tracing::warn!("left without the manager's knowledge: {error}");
     }
-    agent.set_member(None);
+    drop(member);
     agent.state.update(|state| {
         state.membership = None;
         state.networks.clear();
@@ -269,8 +269,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
         // The manager forgets a host for good, so the next cluster meets a new one.
         state.host = HostId::random();
     })?;
-    member.stop();
-    drop(member);
+    agent.stop_member();
     let removed = Gateway::remove(&agent.netns);
     remove_store(agent)?;
     Ok(removed?)

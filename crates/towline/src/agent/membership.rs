@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bridge::{Gateway, Settings};
 use control::{
-    AgentConfig, AgentHandle, FileStore, HostInfo, ManagerConfig, ManagerHandle, Network, Request,
+    AgentConfig, AgentHandle, EndpointState, FileStore, HostInfo, ManagerConfig, ManagerHandle, Network, Request,
 };
 use vtep::Vni;
 use vtep::datapath::{Datapath, UserspaceConfig, UserspaceDatapath};
@@ -84,6 +84,12 @@ impl Parts {
             managers: settled.managers.clone(),
             token: settled.token.clone(),
             bind: settled.vtep,
+            endpoints: agent.state.read(|state| {
+                // Those that ended meanwhile are freed soon; a row that went down and up again would
+                // cost the others their frames.
+                let records = state.endpoints.iter();
+                records.map(|record| (record.endpoint(), EndpointState::Up)).collect()
+            }),
         })?;
         Ok(Self {
             settled,
@@ -183,15 +189,11 @@ impl Member {
         withdraw(&self.control);
     }
 
-    /// Ends control, and the manager after the last word with it.
-    pub(super) fn stop(&self) {
+    /// Ends all parts of this process, control before the manager that it talks to.
+    pub(super) fn stop(self) {
         self.control.shutdown();
-        if let Some(manager) = self
-            .manager
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        let manager = self.manager.into_inner();
+        if let Some(manager) = manager.unwrap_or_else(PoisonError::into_inner) {
             manager.shutdown();
         }
     }

@@ -30,6 +30,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use netns::Netns;
@@ -46,6 +47,9 @@ use state::StateFile;
 /// Abstract Unix sockets belong to a network namespace, so this name is taken
 /// exactly when another agent runs in ours.
 const ONE_PER_NAMESPACE: &str = "towline-agent";
+
+/// How long requests under way may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(12);
 
 /// The agent of this host.
 pub(crate) struct Agent {
@@ -90,6 +94,25 @@ impl Agent {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends this host's part in the cluster, once nobody uses it any more.
+    fn stop_member(&self) {
+        let Some(mut member) = self.set_member(None) else {
+            return;
+        };
+        let deadline = Instant::now() + STOP_LIMIT;
+        loop {
+            match Arc::try_unwrap(member) {
+                Ok(member) => return member.stop(),
+                Err(_) if Instant::now() >= deadline => {
+                    return tracing::warn!("a request that is still under way keeps sockets open");
+                }
+                // A request that began before is still being answered.
+                Err(shared) => member = shared,
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn set_member(&self, member: Option<Arc<Member>>) -> Option<Arc<Member>> {
         let mut slot = self.member.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *slot, member)
@@ -130,9 +153,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     if let Some(signal) = signals.forever().next() {
         tracing::info!("stopping on signal {signal}; containers run on");
     }
-    if let Some(member) = agent.set_member(None) {
-        member.stop();
-    }
+    agent.stop_member();
     Ok(())
 }
 

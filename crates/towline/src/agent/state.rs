@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
-use control::{Epoch, HostId, Network, Token};
+use control::{Endpoint, Epoch, HostId, Network, Token};
 use serde::{Deserialize, Serialize};
 use vtep::datapath::Backend;
 use vtep::{MacAddr, Vni};
@@ -101,6 +101,19 @@ pub(crate) struct EndpointRecord {
     pub(crate) mtu: u16,
     /// How the port is served; fixed at attach.
     pub(crate) backend: Backend,
+}
+
+impl EndpointRecord {
+    /// The endpoint as the manager knows it.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            vni: self.vni,
+            container: self.container.clone(),
+            mac: self.mac,
+            ips: self.ips.clone(),
+            epoch: self.epoch,
+        }
+    }
 }
 
 /// One container's place on the gateway bridge.

@@ -36,6 +36,16 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
             control.last_error.as_deref().unwrap_or("not tried yet")
         ));
     }
+    let gateway = match member.gateway().status() {
+        Ok(status) => {
+            warnings.extend(status.problems().map(str::to_owned));
+            json(&status)
+        }
+        Err(error) => {
+            warnings.push(format!("the gateway bridge cannot be looked at: {error}"));
+            Value::Null
+        }
+    };
     ClusterStatus {
         host: member.host.id.to_string(),
         role: if member.settled.manager {
@@ -55,7 +65,7 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         datapath: json(&member.datapath.status()),
         drops,
         traffic: numbers(&json(&counters)),
-        gateway: json(&member.gateway().status()),
+        gateway,
         endpoints: agent.state.read(|state| state.endpoints.len()),
         warnings,
     }

@@ -183,6 +183,7 @@ mod tests {
                 master: None,
                 alias: None,
                 vxlan_port: None,
+                alternative_names: Vec::new(),
             })
             .collect();
         let routes = default

@@ -62,12 +62,14 @@ struct Gateway {
 
 impl Gateway {
     fn look(&mut self, agent: &Agent) {
+        // `leave` takes the bridge away, and nothing may put it back then.
+        let _changing = agent.changing();
         let Ok(member) = agent.member() else { return };
         let repaired = member.gateway().repair();
         let problem = match repaired {
             Ok(repair) => {
-                if !repair.is_empty() {
-                    tracing::warn!("put back on the gateway bridge: {repair}");
+                if !repair.put_back.is_empty() {
+                    tracing::warn!("put back: {}", repair.put_back.join(", "));
                 }
                 None
             }
