@@ -138,6 +138,7 @@ fn links_are_made_changed_and_removed() {
         .expect("it is there");
     let port = netlink.link("v0").expect("a look-up").expect("it is there");
     assert_eq!(bridge.kind.as_deref(), Some("bridge"));
+    assert!(!bridge.up, "a new link is down until it is set up");
     assert_eq!(port.kind.as_deref(), Some("veth"));
     assert_eq!(port.master, Some(bridge.index));
     assert_eq!(

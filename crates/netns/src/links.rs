@@ -92,7 +92,7 @@ impl Netlink {
     pub fn add_bridge(&self, name: &str) -> Result<(), NetlinkError> {
         self.add_link(
             || format!("add bridge {name}"),
-            LinkBridge::new(name).build(),
+            LinkMessageBuilder::<LinkBridge>::new(name).build(),
         )
     }
 
