@@ -424,10 +424,14 @@ pub(crate) fn mac_of(ipv4: Ipv4Addr) -> [u8; 6] {
     [0x02, 0x74, a, b, c, d]
 }
 
-fn gateway_nets(wanted: &Wanted) -> [IpNet; 2] {
+/// The bridge's addresses. A host asks for its neighbours' addresses from its link-local one when it forwards, and the one
+/// that the kernel makes comes up to a second after the first port and is then checked for duplicates for another: the
+/// first container would have no IPv6 that long.
+fn gateway_nets(wanted: &Wanted) -> [IpNet; 3] {
     [
         IpNet::new_assert(wanted.gateways.0.into(), wanted.ipv4.prefix_len()),
         IpNet::new_assert(wanted.gateways.1.into(), wanted.ipv6.prefix_len()),
+        IpNet::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into(), 64),
     ]
 }
 
