@@ -720,3 +720,13 @@ fn a_host_that_listens_to_router_advertisements_goes_on_to() {
     Gateway::remove(&world.host).expect("removed");
     assert_eq!(snapshot(&world.host), before);
 }
+
+#[test]
+fn a_host_that_keeps_new_interfaces_from_ipv6_has_a_gateway_all_the_same() {
+    let world = World::new();
+    sysctl::set(&world.host, "net/ipv6/conf/default/disable_ipv6", "1").expect("set");
+    let mut gateway = Gateway::ensure(&world.host, &DEFAULTS).expect("a gateway");
+    let container = netns();
+    gateway.attach(&spec(&container, "tb1")).expect("attached");
+    assert!(reaches_outside(&container));
+}

@@ -266,6 +266,15 @@ pub(crate) fn bridge(existing: &Existing, wanted: &Wanted, before: &Before) -> V
     }) {
         steps.push(Step::AddAlternativeName);
     }
+    if link.is_none() {
+        // A host may switch IPv6 off for new interfaces, and would then refuse the address below.
+        let key = format!("net/ipv6/conf/{BRIDGE_NAME}/disable_ipv6");
+        steps.push(Step::Sysctl {
+            place: host,
+            key,
+            value: "0".to_owned(),
+        });
+    }
     // A bridge without an address of its own takes that of a port, and another one when that port goes.
     if link.is_none_or(|link| link.mac != mac) {
         steps.push(Step::SetMac {
