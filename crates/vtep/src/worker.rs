@@ -26,17 +26,20 @@ use hashbrown::HashMap;
 
 use crate::Vni;
 use crate::capture::{CaptureHub, Place};
+use crate::ecn;
 use crate::edge::{Datagram, Offload, SendReport, Tap, TapFrame, Underlay};
 use crate::engine::{Arrival, Engine, Settings, Verdict};
 use crate::fdb::{PortId, SharedTables, Tables};
 use crate::flow;
 use crate::frame::{DatagramBuf, FrameBuf};
+use crate::offload::segment::{MAX_HEADERS, SuperFrame};
 use crate::offload::{self, checksum};
 use crate::probe::ProbeRegistry;
 use crate::stats::{DropReason, WorkerCounters};
 use crate::tap::Backend;
 use crate::vxlan::{self, Class, HEADER_LEN, Header};
 
+use inward::Handover;
 pub(crate) use thread::{Command, WorkerThread};
 
 /// Frames or datagrams taken from an edge, and handed to one, at once.
@@ -346,6 +349,11 @@ impl<U: Underlay> Worker<U> {
                     continue;
                 }
             };
+            let mark = datagram.ecn;
+            if let Err(reason) = ecn::decapsulate(&mut datagram.payload_mut()[HEADER_LEN..], mark) {
+                counters.drops(reason, 1);
+                continue;
+            }
             for port in ports {
                 let Some(&place) = self.places.get(port) else {
                     counters.drops(DropReason::NoQueue, 1);
@@ -353,12 +361,21 @@ impl<U: Underlay> Worker<U> {
                 };
                 let PortQueue { backend, mtu, .. } = self.ports[place];
                 let backend = if several { Backend::Plain } else { backend };
-                match inward::prepare(&mut datagram.payload_mut()[HEADER_LEN..], backend, mtu) {
-                    Ok(offload) => self.deliveries.push(Delivery {
+                let frame = &mut self.datagrams[index].payload_mut()[HEADER_LEN..];
+                match inward::prepare(frame, backend, mtu) {
+                    Ok(Handover::Whole(offload)) => self.deliveries.push(Delivery {
                         frame: index,
                         place,
                         offload,
                     }),
+                    Ok(Handover::Cut) => {
+                        // What came before it goes before it.
+                        let datagrams = &self.datagrams;
+                        let inner = |index: usize| &datagrams[index].payload()[HEADER_LEN..];
+                        let seen = captures.zip(Some(&**tables));
+                        deliver_all(&mut self.ports, &mut self.deliveries, counters, seen, inner);
+                        deliver_cut(&mut self.ports[place], inner(index), counters, seen);
+                    }
                     Err(reason) => counters.drops(reason, 1),
                 }
             }
@@ -418,11 +435,13 @@ fn send_all<U: Underlay>(
         let datagrams: [Datagram<'_>; BATCH] = std::array::from_fn(|index| {
             // The last batch is rarely full: its first datagram fills the rest of the array, which is not sent.
             let index = if index < batch.len() { index } else { 0 };
-            let Outgoing { to, flow, .. } = batch[index];
+            let Outgoing {
+                frame, to, flow, ..
+            } = batch[index];
             Datagram {
                 to,
                 flow,
-                ecn: 0,
+                ecn: ecn::of_frame(frames[frame].frame()),
                 segment_size: None,
                 slices: std::slice::from_ref(&slices[index]),
             }
@@ -490,6 +509,34 @@ fn deliver_all<'b>(
         }
     }
     deliveries.clear();
+}
+
+/// Cuts a super-frame and hands over the segments.
+fn deliver_cut(
+    port: &mut PortQueue,
+    frame: &[u8],
+    counters: &WorkerCounters,
+    captures: Option<(&CaptureHub, &Tables)>,
+) {
+    let super_frame = match SuperFrame::parse(frame, port.mtu) {
+        Ok(super_frame) => super_frame,
+        Err(reason) => return counters.drops(reason, 1),
+    };
+    for index in 0..super_frame.count() {
+        let mut space = [0; MAX_HEADERS];
+        let (headers, payload) = super_frame.segment(index, &mut space);
+        let slices = [IoSlice::new(headers), IoSlice::new(payload)];
+        let segment = TapFrame {
+            slices: &slices,
+            offload: Offload::default(),
+        };
+        hand_over(port, &[segment], counters);
+    }
+    if let Some((captures, tables)) = captures
+        && let Some(vni) = tables.port(port.id).map(|port| port.vni)
+    {
+        captures.offer(Place::ToPort(port.id), vni, frame);
+    }
 }
 
 /// Gives frames to a container and counts what became of them.
