@@ -25,7 +25,7 @@ mod underlay;
 mod upkeep;
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IsTerminal};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -48,6 +48,8 @@ use state::StateFile;
 /// exactly when another agent runs in ours.
 const ONE_PER_NAMESPACE: &str = "towline-agent";
 
+/// How long a killed agent may take to let go of sockets and files.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(2);
 /// How long requests under way may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(12);
 
@@ -166,7 +168,7 @@ impl Agent {
         let Some(settled) = membership else {
             return Ok(());
         };
-        let parts = Parts::start(self, settled)?;
+        let parts = retry(|| Parts::start(self, settled.clone()))?;
         let member = Arc::new(parts.finish(self).map_err(|(_, error)| error)?);
         for network in &networks {
             member.follow(network);
@@ -182,6 +184,7 @@ fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
 }
 
@@ -202,27 +205,40 @@ fn check_rights() -> anyhow::Result<()> {
 /// the returned socket lives.
 fn claim_namespace() -> anyhow::Result<UnixListener> {
     let address = SocketAddr::from_abstract_name(ONE_PER_NAMESPACE)?;
-    match UnixListener::bind_addr(&address) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let holder = UnixStream::connect_addr(&address)
-                .ok()
-                .and_then(|stream| rustix::net::sockopt::socket_peercred(&stream).ok())
-                .map_or(String::new(), |peer| {
-                    format!(" as process {}", peer.pid.as_raw_pid())
-                });
-            bail!(
-                "an agent runs in this network namespace already{holder}: stop it first, or use it with \
-                 --socket"
-            )
+    let claimed = retry(|| match UnixListener::bind_addr(&address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Err(error),
+        other => Ok(other),
+    });
+    if let Ok(claimed) = claimed {
+        return claimed.context("cannot claim this network namespace");
+    }
+    let holder = UnixStream::connect_addr(&address)
+        .ok()
+        .and_then(|stream| rustix::net::sockopt::socket_peercred(&stream).ok())
+        .map_or(String::new(), |peer| {
+            format!(" as process {}", peer.pid.as_raw_pid())
+        });
+    bail!(
+        "an agent runs in this network namespace already{holder}: \
+         stop it first, or use it with --socket"
+    )
+}
+
+/// An agent that was just killed may still be letting go of what it held.
+fn retry<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let deadline = Instant::now() + PREDECESSOR_LIMIT;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            done => return done,
         }
-        other => other.context("cannot claim this network namespace"),
     }
 }
 
 fn lock_state_dir(config: &Config) -> anyhow::Result<File> {
     let path = config.state_dir.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    match file.try_lock() {
+    match retry(|| file.try_lock()) {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => bail!(
             "another agent uses the state folder {}: give this one its own with --state-dir",

@@ -33,15 +33,13 @@ pub(super) fn start(agent: &Arc<Agent>, member: &Arc<Member>) -> anyhow::Result<
 
 fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
     match event {
-        Event::Connected { manager, cluster } => {
-            tracing::info!("connected to the manager at {manager}");
+        // Control logs its connections itself.
+        Event::Connected { cluster, .. } => {
             for warning in cluster.warnings {
                 tracing::warn!("{warning}");
             }
         }
-        Event::Disconnected { reason } => {
-            tracing::warn!("no manager: {reason}; containers go on with what is known");
-        }
+        Event::Disconnected { .. } => {}
         Event::Hosts(views) => member.follower.hosts(views),
         Event::Table { vni, changes } => member.follower.table(vni, &changes),
         Event::NetworkChanged(network) => {
