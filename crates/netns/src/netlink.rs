@@ -42,9 +42,10 @@ pub enum NetlinkError {
     },
 }
 
-/// What to do about the commonest refusal.
+/// What to do about the commonest refusal. (EACCES is another: IPv6 switched off on the interface.)
 fn hint(cause: &io::Error) -> &'static str {
-    if cause.kind() == io::ErrorKind::PermissionDenied {
+    let not_permitted = rustix::io::Errno::PERM.raw_os_error();
+    if cause.raw_os_error() == Some(not_permitted) {
         " (root is needed)"
     } else {
         ""
