@@ -50,24 +50,21 @@ pub(crate) fn take_down_bench(lab: &LabName, folder: &Folder) -> anyhow::Result<
 
 fn remove(lab: &LabName, folder: &Folder, which: impl Fn(Role) -> bool) -> anyhow::Result<bool> {
     let whole = which(Role::Switch);
-    let mut names: BTreeSet<String> = Netns::list()?
-        .into_iter()
-        .filter(|name| lab.role(name).is_some_and(&which))
-        .collect();
-    if whole {
-        // Containers that a user has started on the lab's hosts, under names of their own.
-        names.extend(
-            folder
-                .containers()
-                .into_iter()
-                .map(|(name, _)| name)
-                .filter(|name| Netns::exists(name)),
-        );
-    }
+    let mut names = BTreeSet::new();
     let mut any = false;
-    // A process may start another while it is being looked for; the next round finds that one.
+    // Until nobody is left who could make a namespace or start a process after it was looked for.
     loop {
-        let found = processes(&names, if whole { Some(folder) } else { None })?;
+        names.extend(
+            Netns::list()?
+                .into_iter()
+                .filter(|name| lab.role(name).is_some_and(&which)),
+        );
+        if whole {
+            // Containers that a user has started on the lab's hosts, under names of their own.
+            let containers = folder.containers().into_iter().map(|(name, _)| name);
+            names.extend(containers.filter(|name| Netns::exists(name)));
+        }
+        let found = processes(&names, whole.then_some(folder))?;
         if whole {
             names.extend(shims_namespaces(&found, folder.path())?);
         }

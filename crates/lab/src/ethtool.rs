@@ -19,17 +19,17 @@ const ETH_GSTRING_LEN: usize = 32;
 /// More features than any kernel has: bounds what we allocate on its word.
 const MAX_FEATURES: usize = 4096;
 
-/// Switches features of link `ifname` in `netns`. A name that this kernel doesn't know is passed over: older kernels
-/// lack some of the segmentation offloads, which is what switching them off asks for.
+/// Switches those features of link `ifname` in `netns` for which `wanted` gives a state by their kernel names. By
+/// names that it asks for, because the kernel gains features of a kind with time (`tx-tcp-accecn-segmentation`).
 pub(crate) fn set_features(
     netns: &Netns,
     ifname: &str,
-    features: &[(&str, bool)],
+    wanted: impl Fn(&str) -> Option<bool> + Send,
 ) -> io::Result<()> {
     let set = || -> io::Result<()> {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
         let names = feature_names(&socket, ifname)?;
-        let blocks = words_for(&names, features);
+        let blocks = words_for(&names, wanted);
         // struct ethtool_sfeatures: cmd, size, then (valid, requested) for each 32 features.
         let mut buffer = vec![
             ETHTOOL_SFEATURES,
@@ -46,14 +46,15 @@ pub(crate) fn set_features(
 }
 
 /// The (valid, requested) bits of each block of 32 features.
-fn words_for(names: &[String], features: &[(&str, bool)]) -> Vec<(u32, u32)> {
+fn words_for(names: &[String], wanted: impl Fn(&str) -> Option<bool>) -> Vec<(u32, u32)> {
     let mut blocks = vec![(0, 0); names.len().div_ceil(32)];
-    for (wanted, on) in features {
-        if let Some(index) = names.iter().position(|name| name == wanted) {
+    for (index, name) in names.iter().enumerate() {
+        if let Some(on) = wanted(name) {
             let bit = 1 << (index % 32);
-            blocks[index / 32].0 |= bit;
-            if *on {
-                blocks[index / 32].1 |= bit;
+            let (valid, requested) = &mut blocks[index / 32];
+            *valid |= bit;
+            if on {
+                *requested |= bit;
             }
         }
     }
@@ -121,12 +122,13 @@ mod tests {
     #[test]
     fn bits_follow_the_names() {
         let names: Vec<String> = (0..40).map(|n| format!("f{n}")).collect();
-        let words = words_for(
-            &names,
-            &[("f0", true), ("f3", false), ("f33", true), ("absent", true)],
-        );
-        assert_eq!(words, [(0b1001, 0b0001), (0b10, 0b10)]);
-        assert_eq!(words_for(&[], &[("f0", true)]), []);
+        let wanted = |name: &str| match name {
+            "f0" | "f33" => Some(true),
+            "f3" | "absent" => Some(false),
+            _ => None,
+        };
+        assert_eq!(words_for(&names, wanted), [(0b1001, 0b0001), (0b10, 0b10)]);
+        assert_eq!(words_for(&[], wanted), []);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use netns::Netns;
 
 use crate::agent;
@@ -18,7 +18,7 @@ use crate::sysfs;
 #[command(after_help = "Example: towline lab exec lab-h1 -- towline fdb\n\n\
                         Exit codes: those of the command; 126 it could not be executed, 127 it was not found.")]
 pub struct ExecArgs {
-    /// The lab's name [default: the one that the name given begins with]
+    /// The lab's name [default: the one that the host's or container's name begins with, else 'lab']
     #[arg(long)]
     name: Option<LabName>,
     /// A host or container of the lab, or its switch (lab-sw) or outside (lab-out)
@@ -32,11 +32,9 @@ pub struct ExecArgs {
 /// Becomes the command; returns only when that fails.
 pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     crate::require_root("lab exec")?;
-    let Some(lab) = args.name.clone().or_else(|| LabName::owning(&args.target)) else {
-        bail!(
-            "'{}' is no name of a lab's host or container: they look like lab-h1 and lab-h1c1",
-            args.target
-        );
+    let lab = match args.name.clone().or_else(|| LabName::owning(&args.target)) {
+        Some(lab) => lab,
+        None => "lab".parse()?,
     };
     let folder = Folder::of(&lab);
     let containers = folder.containers();

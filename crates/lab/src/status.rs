@@ -87,11 +87,7 @@ fn report(lab: &LabName, folder: &Folder, state: &State) -> Report {
                 (Err(_), true) => "no answer",
                 (Err(_), false) => "stopped",
             },
-            containers: asked
-                .unwrap_or_default()
-                .into_iter()
-                .map(container)
-                .collect(),
+            containers: containers(asked.unwrap_or_default()),
         }
     });
     Report {
@@ -104,17 +100,21 @@ fn report(lab: &LabName, folder: &Folder, state: &State) -> Report {
     }
 }
 
-fn container(container: Container) -> ContainerReport {
-    let ips = container
-        .endpoints
+/// By name, the shorter first: c2 before c10.
+fn containers(mut containers: Vec<Container>) -> Vec<ContainerReport> {
+    containers.sort_by(|a, b| (a.name.len(), &a.name).cmp(&(b.name.len(), &b.name)));
+    let ips = |container: &Container| {
+        let places = container.endpoints.iter();
+        places.flat_map(|place| place.ips.iter().copied()).collect()
+    };
+    containers
         .into_iter()
-        .flat_map(|place| place.ips)
-        .collect();
-    ContainerReport {
-        name: container.name,
-        state: container.state,
-        ips,
-    }
+        .map(|container| ContainerReport {
+            ips: ips(&container),
+            name: container.name,
+            state: container.state,
+        })
+        .collect()
 }
 
 fn text(report: &Report) -> String {

@@ -98,8 +98,8 @@ fn default_route(via: IpAddr) -> Route {
 
 /// Makes the switch and the outside, and joins them.
 pub(crate) fn make_underlay(lab: &LabName) -> anyhow::Result<()> {
-    let switch = Netns::create(&lab.of(Role::Switch))?;
-    let outside = Netns::create(&lab.of(Role::Outside))?;
+    let switch = make_netns(&lab.of(Role::Switch))?;
+    let outside = make_netns(&lab.of(Role::Outside))?;
     let link = Netlink::open(&switch)?;
     link.add_bridge(BRIDGE)?;
     for underlay in [Underlay::V4, Underlay::V6] {
@@ -140,7 +140,7 @@ pub(crate) fn make_underlay(lab: &LabName) -> anyhow::Result<()> {
 pub(crate) fn make_host(lab: &LabName, kind: Kind, host: u16, wire: Wire) -> anyhow::Result<Netns> {
     let name = lab.of(Role::Node(kind, host));
     let switch = Netns::open(&lab.of(Role::Switch))?;
-    let netns = Netns::create(&name)?;
+    let netns = make_netns(&name)?;
     // The switch names its ports after the hosts behind them.
     let port = name.rsplit('-').next().unwrap_or(&name).to_owned();
     let link = Netlink::open(&switch)?;
@@ -169,20 +169,25 @@ fn make_wire(switch: &Netns, port: &str, host: &Netns, wire: Wire) -> std::io::R
     if wire == Wire::Gso {
         return Ok(());
     }
-    const NO_SEGMENTATION: [(&str, bool); 8] = [
-        ("tx-tcp-segmentation", false),
-        ("tx-tcp-ecn-segmentation", false),
-        ("tx-tcp-mangleid-segmentation", false),
-        ("tx-tcp6-segmentation", false),
-        ("tx-generic-segmentation", false),
-        ("tx-udp-segmentation", false),
-        ("tx-udp_tnl-segmentation", false),
-        ("tx-udp_tnl-csum-segmentation", false),
-    ];
-    ethtool::set_features(switch, port, &NO_SEGMENTATION)?;
-    ethtool::set_features(switch, port, &[("rx-gro", false)])?;
-    ethtool::set_features(host, UPLINK, &NO_SEGMENTATION)?;
-    ethtool::set_features(host, UPLINK, &[("rx-gro", true)])
+    let features = |gro| {
+        move |name: &str| match name {
+            "rx-gro" => Some(gro),
+            _ if name.starts_with("tx-") && name.ends_with("-segmentation") => Some(false),
+            _ => None,
+        }
+    };
+    ethtool::set_features(switch, port, features(false))?;
+    ethtool::set_features(host, UPLINK, features(true))
+}
+
+/// Makes a namespace whose links' addresses can be used at once: the lab gives no address twice.
+fn make_netns(name: &str) -> anyhow::Result<Netns> {
+    let netns = Netns::create(name)?;
+    // Absent where IPv6 is switched off.
+    if sysctl::get(&netns, "net/ipv6/conf/default/accept_dad").is_ok() {
+        sysctl::set(&netns, "net/ipv6/conf/default/accept_dad", "0")?;
+    }
+    Ok(netns)
 }
 
 /// Bridged frames pass no iptables in this namespace: where br_netfilter is loaded every new namespace begins with
