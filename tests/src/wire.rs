@@ -14,9 +14,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use netns::{Netlink, Netns};
-use vtep::datapath::{
-    Backend, Datapath, PortSpec, StartError, UserspaceConfig, UserspaceDatapath,
-};
+use vtep::datapath::{Backend, Datapath, PortSpec, StartError, UserspaceConfig, UserspaceDatapath};
 use vtep::fdb::{Change, NetworkConfig, PortId};
 use vtep::vxlan::{DEFAULT_PORT, Family, Protection, overhead};
 use vtep::{MacAddr, Vni};
@@ -42,14 +40,25 @@ pub struct Setup {
 
 impl Setup {
     /// Userspace with the `offload` backend.
-    pub const OFFLOAD: Self = Self { start: userspace, backend: Backend::Offload };
+    pub const OFFLOAD: Self = Self {
+        start: userspace,
+        backend: Backend::Offload,
+    };
     /// Userspace with the `plain` backend.
-    pub const PLAIN: Self = Self { start: userspace, backend: Backend::Plain };
+    pub const PLAIN: Self = Self {
+        start: userspace,
+        backend: Backend::Plain,
+    };
 }
 
 fn userspace(netns: Netns, vtep: IpAddr) -> Result<Box<dyn Datapath>, StartError> {
-    let config =
-        UserspaceConfig { netns, vtep, port: DEFAULT_PORT, workers: Some(2), strict_reserved_bits: false };
+    let config = UserspaceConfig {
+        netns,
+        vtep,
+        port: DEFAULT_PORT,
+        workers: Some(2),
+        strict_reserved_bits: false,
+    };
     Ok(Box::new(UserspaceDatapath::start(config)?))
 }
 
@@ -121,12 +130,26 @@ impl Pair {
     #[must_use]
     pub fn new() -> Self {
         let prefix = unique("te-");
-        let (a, b) = (TestNetns::new(format!("{prefix}a")), TestNetns::new(format!("{prefix}b")));
+        let (a, b) = (
+            TestNetns::new(format!("{prefix}a")),
+            TestNetns::new(format!("{prefix}b")),
+        );
         let (on_a, on_b) = (netlink(&a), netlink(&b));
-        on_a.add_veth("u0", "u0", &b).expect("a new namespace has no u0");
+        on_a.add_veth("u0", "u0", &b)
+            .expect("a new namespace has no u0");
         for (netlink, host) in [(&on_a, 1), (&on_b, 2)] {
-            netlink.add_address("u0", IpNet::new(Outer::V4.vtep(host), 24).expect("24 bits fit IPv4")).expect("u0 is new");
-            netlink.add_address("u0", IpNet::new(Outer::V6.vtep(host), 64).expect("64 bits fit IPv6")).expect("u0 is new");
+            netlink
+                .add_address(
+                    "u0",
+                    IpNet::new(Outer::V4.vtep(host), 24).expect("24 bits fit IPv4"),
+                )
+                .expect("u0 is new");
+            netlink
+                .add_address(
+                    "u0",
+                    IpNet::new(Outer::V6.vtep(host), 64).expect("64 bits fit IPv6"),
+                )
+                .expect("u0 is new");
             netlink.set_up("u0").expect("u0 is there");
         }
         Self { a, b, prefix }
@@ -168,7 +191,12 @@ impl Endpoint {
     #[must_use]
     pub fn new(vni: u32, number: u8) -> Self {
         let vni = Vni::new(vni).expect("a test's VNI has 24 bits");
-        Self { port: PortId(u32::from(number)), vni, number, mtu: Outer::V4.mtu() }
+        Self {
+            port: PortId(u32::from(number)),
+            vni,
+            number,
+            mtu: Outer::V4.mtu(),
+        }
     }
 
     /// Its MAC.
@@ -211,7 +239,10 @@ impl Endpoint {
             vni: self.vni,
             mtu: self.mtu,
             gateway_mac: MacAddr::new([0x02, 0, 10, 0, 9, 1]),
-            gateway_ips: vec!["10.0.9.1".parse().expect("an address"), "fd09::1".parse().expect("an address")],
+            gateway_ips: vec![
+                "10.0.9.1".parse().expect("an address"),
+                "fd09::1".parse().expect("an address"),
+            ],
             flood: true,
             vlan_pass: false,
         })
@@ -222,10 +253,22 @@ impl Endpoint {
     pub fn at(&self, remote: SocketAddr) -> Vec<Change> {
         let (vni, mac) = (self.vni, self.mac());
         vec![
-            Change::SetMember { vni, remote, flood: true },
+            Change::SetMember {
+                vni,
+                remote,
+                flood: true,
+            },
             Change::SetFdb { vni, mac, remote },
-            Change::SetNeighbor { vni, ip: self.ip(), mac },
-            Change::SetNeighbor { vni, ip: self.ip6(), mac },
+            Change::SetNeighbor {
+                vni,
+                ip: self.ip(),
+                mac,
+            },
+            Change::SetNeighbor {
+                vni,
+                ip: self.ip6(),
+                mac,
+            },
         ]
     }
 
@@ -235,7 +278,9 @@ impl Endpoint {
     /// When it can't be.
     pub fn attach(&self, datapath: &dyn Datapath, netns: &Netns, backend: Backend) {
         datapath.apply(&[self.network()]);
-        datapath.attach(&self.spec(netns, backend)).unwrap_or_else(|error| panic!("{error}: {:?}", error_source(&error)));
+        datapath
+            .attach(&self.spec(netns, backend))
+            .unwrap_or_else(|error| panic!("{error}: {:?}", error_source(&error)));
         self.configure(netns, "eth0");
     }
 
@@ -245,8 +290,15 @@ impl Endpoint {
     /// When it can't be.
     pub fn configure(&self, netns: &Netns, ifname: &str) {
         let netlink = netlink(netns);
-        netlink.add_address(ifname, IpNet::new(self.ip(), 24).expect("24 bits fit IPv4")).expect("the interface is there");
-        netlink.add_address(ifname, IpNet::new(self.ip6(), 64).expect("64 bits fit IPv6")).expect("the interface is there");
+        netlink
+            .add_address(ifname, IpNet::new(self.ip(), 24).expect("24 bits fit IPv4"))
+            .expect("the interface is there");
+        netlink
+            .add_address(
+                ifname,
+                IpNet::new(self.ip6(), 64).expect("64 bits fit IPv6"),
+            )
+            .expect("the interface is there");
         netlink.set_up(ifname).expect("the interface is there");
     }
 }
@@ -285,16 +337,25 @@ fn pattern() -> Vec<u8> {
 /// When it does not come about in time.
 #[must_use]
 pub fn connect(from: &Netns, to: &Netns, ip: IpAddr) -> (TcpStream, TcpStream) {
-    let listener = to.run(|| TcpListener::bind((ip, 0))).expect("a running test's namespace").expect("its own address");
-    let address = listener.local_addr().expect("a bound socket has an address");
+    let listener = to
+        .run(|| TcpListener::bind((ip, 0)))
+        .expect("a running test's namespace")
+        .expect("its own address");
+    let address = listener
+        .local_addr()
+        .expect("a bound socket has an address");
     let client = from
         .run(|| TcpStream::connect_timeout(&address, PATIENCE))
         .expect("a running test's namespace")
         .unwrap_or_else(|error| panic!("can't connect to {address}: {error}"));
     let (server, _) = listener.accept().expect("the connection is there");
     for stream in [&client, &server] {
-        stream.set_read_timeout(Some(PATIENCE)).expect("a valid time");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a valid time");
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a valid time");
+        stream
+            .set_write_timeout(Some(PATIENCE))
+            .expect("a valid time");
     }
     (client, server)
 }
@@ -313,20 +374,26 @@ pub fn transfer(mut from: TcpStream, mut to: TcpStream, bytes: usize, halfway: i
             while sent < bytes {
                 let start = sent % pattern.len();
                 let block = &pattern[start..pattern.len().min(start + bytes - sent)];
-                from.write_all(block).unwrap_or_else(|error| panic!("after {sent} bytes: {error}"));
+                from.write_all(block)
+                    .unwrap_or_else(|error| panic!("after {sent} bytes: {error}"));
                 sent += block.len();
             }
         });
         let mut halfway = Some(halfway);
         let (mut received, mut buffer) = (0, vec![0; 256 * 1024]);
         while received < bytes {
-            let length = to.read(&mut buffer).unwrap_or_else(|error| panic!("after {received} bytes: {error}"));
+            let length = to
+                .read(&mut buffer)
+                .unwrap_or_else(|error| panic!("after {received} bytes: {error}"));
             assert!(length > 0, "closed after {received} of {bytes} bytes");
             let mut rest = &buffer[..length];
             while !rest.is_empty() {
                 let start = received % pattern.len();
                 let expected = &pattern[start..pattern.len().min(start + rest.len())];
-                assert!(rest[..expected.len()] == *expected, "other bytes than were sent, near {received}");
+                assert!(
+                    rest[..expected.len()] == *expected,
+                    "other bytes than were sent, near {received}"
+                );
                 received += expected.len();
                 rest = &rest[expected.len()..];
             }
@@ -336,7 +403,11 @@ pub fn transfer(mut from: TcpStream, mut to: TcpStream, bytes: usize, halfway: i
                 halfway();
             }
         }
-        assert_eq!(to.read(&mut buffer).expect("the sender closes"), 0, "more than was sent");
+        assert_eq!(
+            to.read(&mut buffer).expect("the sender closes"),
+            0,
+            "more than was sent"
+        );
     });
 }
 

@@ -35,8 +35,14 @@ fn kernel_peer_without_outer_checksums(setup: Setup) {
 }
 
 fn interop(setup: Setup, pair: &Pair, outer: Outer, udp_checksum: bool) {
-    let ours = Endpoint { mtu: outer.mtu(), ..Endpoint::new(4097, 2) };
-    let theirs = Endpoint { mtu: outer.mtu(), ..Endpoint::new(4097, 3) };
+    let ours = Endpoint {
+        mtu: outer.mtu(),
+        ..Endpoint::new(4097, 2)
+    };
+    let theirs = Endpoint {
+        mtu: outer.mtu(),
+        ..Endpoint::new(4097, 3)
+    };
 
     let kernel = netlink(&pair.b);
     let spec = Vxlan {
@@ -65,7 +71,17 @@ fn interop(setup: Setup, pair: &Pair, outer: Outer, udp_checksum: bool) {
     bulk_both_ways((&container, ours.ip6()), (&pair.b, theirs.ip6()), BYTES / 4);
 
     let counters = datapath.counters();
-    for reason in [DropReason::Oversize, DropReason::SuperFrame, DropReason::PathTooSmall, DropReason::Malformed] {
-        assert_eq!(counters.drops.get(reason), 0, "{}: {counters:?}", reason.name());
+    for reason in [
+        DropReason::Oversize,
+        DropReason::SuperFrame,
+        DropReason::PathTooSmall,
+        DropReason::Malformed,
+    ] {
+        assert_eq!(
+            counters.drops.get(reason),
+            0,
+            "{}: {counters:?}",
+            reason.name()
+        );
     }
 }
