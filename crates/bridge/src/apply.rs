@@ -2,11 +2,18 @@
 //!
 //! A step is one request to the kernel, so the one that failed has done nothing.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use netns::{Netlink, Route, sysctl};
 
 use crate::nat;
 use crate::plan::{Place, Step};
 use crate::{BRIDGE_ALTERNATIVE_NAME, BRIDGE_NAME, BridgeError};
+
+/// How long a port's carrier is waited for, and how often it is asked for meanwhile.
+const CARRIER_LIMIT: Duration = Duration::from_secs(1);
+const CARRIER_PAUSE: Duration = Duration::from_millis(1);
 
 /// Where steps act.
 pub(crate) struct Site<'a> {
@@ -82,6 +89,7 @@ impl Site<'_> {
             Step::SetMtu { place, name, mtu } => self.at(*place).set_mtu(name, *mtu)?,
             Step::Enslave { name } => self.host.set_master(name, Some(BRIDGE_NAME))?,
             Step::Isolate { name } => self.host.set_bridge_port_isolated(name, true)?,
+            Step::AwaitCarrier { name } => self.await_carrier(name)?,
             Step::SetUp { place, name } => self.at(*place).set_up(name)?,
             Step::AddDefaultRoute { name, via } => {
                 let any = if via.is_ipv4() {
@@ -99,6 +107,17 @@ impl Site<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The bridge forwards nothing to a port before it hears of its carrier, which the kernel tells by a worker of its own:
+    /// a container that speaks first would lose its first frame and wait a second for the next. One that never gets a
+    /// carrier (its owner set it down) is no error.
+    fn await_carrier(&self, name: &str) -> Result<(), BridgeError> {
+        let deadline = Instant::now() + CARRIER_LIMIT;
+        while !self.host.link(name)?.is_none_or(|link| link.running) && Instant::now() < deadline {
+            thread::sleep(CARRIER_PAUSE);
+        }
+        Ok(())
     }
 
     fn take_back(&self, undo: Undo) -> Result<(), BridgeError> {

@@ -190,7 +190,7 @@ impl Gateway {
                 host: &netlink,
                 container: None,
             }
-            .apply(&plan::join(&spec.host_ifname)),
+            .apply(&plan::rejoin(&spec.host_ifname)),
             Some(_) => {
                 netlink.delete_link(&spec.host_ifname)?;
                 self.make(&netlink, spec, addresses)
@@ -270,7 +270,7 @@ impl Gateway {
             .filter(|link| self.ports.contains_key(&link.name))
         {
             if link.master != bridge || !link.up {
-                site.apply(&plan::join(&link.name))?;
+                site.apply(&plan::rejoin(&link.name))?;
                 repair
                     .put_back
                     .push(format!("{} as a port of {BRIDGE_NAME}", link.name));

@@ -66,6 +66,10 @@ pub(crate) enum Step {
         key: String,
         value: String,
     },
+    /// Waits, a second at most, until the port has a carrier.
+    AwaitCarrier {
+        name: String,
+    },
     /// Our nftables table, instead of the one there is.
     Table {
         ipv4: Ipv4Net,
@@ -411,11 +415,21 @@ pub(crate) fn port(port: &PortPlan<'_>, wanted: &Wanted) -> Vec<Step> {
     ] {
         steps.push(Step::AddDefaultRoute { name: inner(), via });
     }
+    steps.push(Step::AwaitCarrier { name: outer() });
+    steps
+}
+
+/// The steps that make an interface a port again whose other end stands.
+pub(crate) fn rejoin(host_ifname: &str) -> Vec<Step> {
+    let mut steps = join(host_ifname);
+    steps.push(Step::AwaitCarrier {
+        name: host_ifname.to_owned(),
+    });
     steps
 }
 
 /// The steps that make an interface an isolated port. It comes up last, so that no frame passes before it is isolated.
-pub(crate) fn join(host_ifname: &str) -> Vec<Step> {
+fn join(host_ifname: &str) -> Vec<Step> {
     let name = || host_ifname.to_owned();
     vec![
         Step::Enslave { name: name() },
@@ -486,6 +500,7 @@ mod tests {
                 mtu: 1500,
                 mac: mac_of(wanted().gateways.0),
                 up: true,
+                running: true,
                 kind: Some("bridge".to_owned()),
                 master: None,
                 alias: Some(before.to_string()),
@@ -677,9 +692,7 @@ mod tests {
             name: "tlg1".to_owned(),
         });
         assert!(isolated < up);
-        assert!(
-            matches!(steps.last(), Some(Step::AddDefaultRoute { .. })),
-            "routes last"
-        );
+        let last = steps.last();
+        assert!(matches!(last, Some(Step::AwaitCarrier { .. })), "{last:?}");
     }
 }

@@ -26,6 +26,8 @@ pub struct Link {
     pub mac: [u8; 6],
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it is up and has a carrier, as far as the kernel has told its users: a moment after the carrier itself.
+    pub running: bool,
     /// `bridge`, `veth`, `vxlan`, `tun` …; `None` for hardware and `lo`.
     pub kind: Option<String>,
     /// Index of the bridge (or bond) it is a port of.
@@ -307,6 +309,7 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         mac: [0; 6],
         up: message.header.flags.contains(LinkFlags::Up),
+        running: message.header.flags.contains(LinkFlags::Running),
         kind: None,
         master: None,
         alias: None,
