@@ -373,6 +373,11 @@ fn exec_is_inside_and_ends_with_the_container() {
         126,
         &["/etc/passwd"],
     );
+    assert_eq!(
+        code(host, &format!("exec {name} ls -l /")),
+        0,
+        "the command's own option"
+    );
     host.refused("exec nobody -- true", 125, &["nobody", "towline ps"]);
 
     let mut inside = spawn(
@@ -498,10 +503,17 @@ fn names_that_are_taken_or_impossible_are_refused() {
         "-v=/a:/b",
         "--mount=x",
         "-t",
+        "-p80:80",
         "--network-alias=x",
     ] {
         one.refused(&format!("run {option} -- true"), 2, &["not built yet"]);
     }
+    assert_eq!(code(one, "run --no-such-option -- true"), 2);
+    assert_eq!(
+        code(one, "run --rm echo --no-such-option"),
+        0,
+        "the command's own option"
+    );
     assert!(one.json("ps -a --json").as_array().unwrap().is_empty());
 }
 

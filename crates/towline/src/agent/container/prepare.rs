@@ -226,11 +226,13 @@ fn make(
     }
     spec.phase = Phase::Ready;
     folder.write_spec(spec)?;
+    if !super::reconcile::watch_client(agent, spec) {
+        bail!("the client has gone away");
+    }
     // Last: from here on other hosts send frames.
     for record in &records {
         member.control.publish(endpoint(record), EndpointState::Up);
     }
-    super::reconcile::watch_client(agent, spec);
     Ok(warnings)
 }
 
