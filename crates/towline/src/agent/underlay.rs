@@ -179,6 +179,7 @@ mod tests {
                 mtu: if address.ifname == "lo" { 65536 } else { 1500 },
                 mac: [0; 6],
                 up: true,
+                running: true,
                 kind: None,
                 master: None,
                 alias: None,
