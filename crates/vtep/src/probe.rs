@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::vxlan::PROBE_MAGIC;
 
@@ -77,10 +77,7 @@ impl ProbeWatch {
     /// The next probe, waiting at most `timeout` for it; `None` when none came.
     #[must_use]
     pub fn recv_timeout(&self, timeout: Duration) -> Option<ProbeSeen> {
-        match self.seen.recv_timeout(timeout) {
-            Ok(seen) => Some(seen),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.seen.recv_timeout(timeout).ok()
     }
 }
 

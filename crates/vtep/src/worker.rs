@@ -13,26 +13,24 @@
 //! memory, and a thread of [`WorkerThread`] with the kernel's events.
 
 mod inward;
+mod outbox;
 mod thread;
 mod wait;
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use crate::Vni;
 use crate::capture::{CaptureHub, Place};
 use crate::ecn;
-use crate::edge::{Datagram, Offload, SendReport, Tap, TapFrame, Underlay};
+use crate::edge::{Offload, Tap, TapFrame, Underlay};
 use crate::engine::{Arrival, Engine, Settings, Verdict};
-use crate::fdb::{PortId, SharedTables, Tables};
+use crate::fdb::{PortId, SharedTables};
 use crate::flow;
 use crate::frame::{DatagramBuf, FrameBuf};
-use crate::offload::segment::{MAX_HEADERS, SuperFrame};
 use crate::offload::{self, checksum};
 use crate::probe::ProbeRegistry;
 use crate::stats::{DropReason, WorkerCounters};
@@ -40,6 +38,7 @@ use crate::tap::Backend;
 use crate::vxlan::{self, Class, HEADER_LEN, Header};
 
 use inward::Handover;
+use outbox::{Delivery, Outgoing, PortQueue, deliver_all, deliver_cut, hand_over, send_all};
 pub(crate) use thread::{Command, WorkerThread};
 
 /// Frames or datagrams taken from an edge, and handed to one, at once.
@@ -85,28 +84,6 @@ pub struct Worker<U: Underlay> {
     datagrams: Vec<DatagramBuf>,
     sends: Vec<Outgoing>,
     deliveries: Vec<Delivery>,
-}
-
-struct PortQueue {
-    id: PortId,
-    mtu: u16,
-    backend: Backend,
-    tap: Box<dyn Tap>,
-}
-
-/// A frame of the batch that goes to a remote.
-struct Outgoing {
-    frame: usize,
-    vni: Vni,
-    to: SocketAddr,
-    flow: u32,
-}
-
-/// A frame of the batch that goes to a port.
-struct Delivery {
-    frame: usize,
-    place: usize,
-    offload: Offload,
 }
 
 type Places = HashMap<PortId, usize, RandomState>;
@@ -414,166 +391,4 @@ fn finish(frame: &mut FrameBuf, mtu: u16) -> Result<(), DropReason> {
         frame.offload = Offload::default();
     }
     Ok(())
-}
-
-/// Sends what was collected, in its order, and forgets it.
-fn send_all<U: Underlay>(
-    underlay: &mut U,
-    frames: &[FrameBuf],
-    sends: &mut Vec<Outgoing>,
-    counters: &WorkerCounters,
-    captures: Option<&CaptureHub>,
-) {
-    for batch in sends.chunks(BATCH) {
-        let mut slices = [IoSlice::new(&[]); BATCH];
-        let mut bytes = 0;
-        for (slice, outgoing) in slices.iter_mut().zip(batch) {
-            let payload = frames[outgoing.frame].datagram();
-            *slice = IoSlice::new(payload);
-            bytes += payload.len() as u64;
-        }
-        let datagrams: [Datagram<'_>; BATCH] = std::array::from_fn(|index| {
-            // The last batch is rarely full: its first datagram fills the rest of the array, which is not sent.
-            let index = if index < batch.len() { index } else { 0 };
-            let Outgoing {
-                frame, to, flow, ..
-            } = batch[index];
-            Datagram {
-                to,
-                flow,
-                ecn: ecn::of_frame(frames[frame].frame()),
-                segment_size: None,
-                slices: std::slice::from_ref(&slices[index]),
-            }
-        });
-        let report = underlay
-            .send(&datagrams[..batch.len()])
-            .unwrap_or_else(|error| {
-                tracing::debug!(%error, "can't send to the underlay");
-                SendReport {
-                    failed: batch.len(),
-                    ..SendReport::default()
-                }
-            });
-        counters.datagrams_out(report.sent as u64);
-        // Which ones failed is not said; where some did, their share is taken off.
-        counters.datagram_bytes_out(bytes * report.sent as u64 / batch.len() as u64);
-        count_drops(
-            counters,
-            &report,
-            [
-                DropReason::PathTooSmall,
-                DropReason::UnderlayFull,
-                DropReason::UnderlayFailed,
-            ],
-        );
-        if let Some(captures) = captures {
-            for Outgoing { frame, vni, to, .. } in batch {
-                captures.offer(Place::ToRemote(*to), *vni, frames[*frame].frame());
-            }
-        }
-    }
-    sends.clear();
-}
-
-/// Hands over what was collected, in its order, and forgets it.
-fn deliver_all<'b>(
-    ports: &mut [PortQueue],
-    deliveries: &mut Vec<Delivery>,
-    counters: &WorkerCounters,
-    captures: Option<(&CaptureHub, &Tables)>,
-    frame: impl Fn(usize) -> &'b [u8],
-) {
-    for run in deliveries.chunk_by(|one, other| one.place == other.place) {
-        let port = &mut ports[run[0].place];
-        for batch in run.chunks(BATCH) {
-            let mut slices = [IoSlice::new(&[]); BATCH];
-            for (slice, delivery) in slices.iter_mut().zip(batch) {
-                *slice = IoSlice::new(frame(delivery.frame));
-            }
-            let frames: [TapFrame<'_>; BATCH] = std::array::from_fn(|index| {
-                let index = if index < batch.len() { index } else { 0 };
-                TapFrame {
-                    slices: std::slice::from_ref(&slices[index]),
-                    offload: batch[index].offload,
-                }
-            });
-            hand_over(port, &frames[..batch.len()], counters);
-            if let Some((captures, tables)) = captures
-                && let Some(vni) = tables.port(port.id).map(|port| port.vni)
-            {
-                batch.iter().for_each(|delivery| {
-                    captures.offer(Place::ToPort(port.id), vni, frame(delivery.frame))
-                });
-            }
-        }
-    }
-    deliveries.clear();
-}
-
-/// Cuts a super-frame and hands over the segments.
-fn deliver_cut(
-    port: &mut PortQueue,
-    frame: &[u8],
-    counters: &WorkerCounters,
-    captures: Option<(&CaptureHub, &Tables)>,
-) {
-    let super_frame = match SuperFrame::parse(frame, port.mtu) {
-        Ok(super_frame) => super_frame,
-        Err(reason) => return counters.drops(reason, 1),
-    };
-    for index in 0..super_frame.count() {
-        let mut space = [0; MAX_HEADERS];
-        let (headers, payload) = super_frame.segment(index, &mut space);
-        let slices = [IoSlice::new(headers), IoSlice::new(payload)];
-        let segment = TapFrame {
-            slices: &slices,
-            offload: Offload::default(),
-        };
-        hand_over(port, &[segment], counters);
-    }
-    if let Some((captures, tables)) = captures
-        && let Some(vni) = tables.port(port.id).map(|port| port.vni)
-    {
-        captures.offer(Place::ToPort(port.id), vni, frame);
-    }
-}
-
-/// Gives frames to a container and counts what became of them.
-fn hand_over(port: &mut PortQueue, frames: &[TapFrame<'_>], counters: &WorkerCounters) {
-    let report = port.tap.send(frames).unwrap_or_else(|error| {
-        // Reading from the queue fails, too, and closes it.
-        tracing::trace!(port = %port.id, %error, "can't hand frames to a container");
-        SendReport {
-            failed: frames.len(),
-            ..SendReport::default()
-        }
-    });
-    let bytes: usize = frames
-        .iter()
-        .flat_map(|frame| frame.slices)
-        .map(|slice| slice.len())
-        .sum();
-    counters.frames_out(report.sent as u64);
-    counters.frame_bytes_out(bytes as u64 * report.sent as u64 / frames.len() as u64);
-    count_drops(
-        counters,
-        &report,
-        [
-            DropReason::Oversize,
-            DropReason::PortFull,
-            DropReason::PortFailed,
-        ],
-    );
-}
-
-fn count_drops(counters: &WorkerCounters, report: &SendReport, reasons: [DropReason; 3]) {
-    if report.dropped() > 0 {
-        for (reason, count) in reasons
-            .into_iter()
-            .zip([report.too_big, report.full, report.failed])
-        {
-            counters.drops(reason, count as u64);
-        }
-    }
 }
