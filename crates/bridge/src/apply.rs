@@ -109,13 +109,17 @@ impl Site<'_> {
         Ok(None)
     }
 
-    /// The bridge forwards nothing to a port before it hears of its carrier, which the kernel tells by a worker of its own:
-    /// a container that speaks first would lose its first frame and wait a second for the next. One that never gets a
-    /// carrier (its owner set it down) is no error.
+    /// The bridge forwards nothing to a port before it hears of its carrier, and the host sends nothing by the bridge before
+    /// that has one itself. The kernel tells both by a worker of its own: a container that speaks first would lose a frame
+    /// and wait a second for the next. A port that never gets a carrier (its owner set it down) is no error.
     fn await_carrier(&self, name: &str) -> Result<(), BridgeError> {
         let deadline = Instant::now() + CARRIER_LIMIT;
-        while !self.host.link(name)?.is_none_or(|link| link.running) && Instant::now() < deadline {
-            thread::sleep(CARRIER_PAUSE);
+        for awaited in [name, BRIDGE_NAME] {
+            while self.host.link(awaited)?.is_some_and(|link| !link.running)
+                && Instant::now() < deadline
+            {
+                thread::sleep(CARRIER_PAUSE);
+            }
         }
         Ok(())
     }
