@@ -28,6 +28,17 @@ pub(crate) fn program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("can't tell where this program is")
 }
 
+/// That program, without what the environment tells the machine's own agent.
+fn towline() -> anyhow::Result<Command> {
+    let mut command = Command::new(program()?);
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"TOWLINE_") {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
+}
+
 /// A host of a lab, as a client of its agent sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
@@ -63,7 +74,7 @@ impl Host {
         // What the machine's own agent is told must not reach this one.
         let config = self.folder.join("towline.toml");
         fs::write(&config, "").with_context(|| format!("can't write {}", config.display()))?;
-        let mut command = Command::new(program()?);
+        let mut command = towline()?;
         command
             .arg("agent")
             .args(["--name", &self.name])
@@ -74,7 +85,6 @@ impl Host {
             .arg("--config")
             .arg(&config)
             .args(options)
-            .env_remove("TOWLINE_SOCKET")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("can't share the agent's log")?)
             .stderr(log)
@@ -95,7 +105,7 @@ impl Host {
 
     /// Runs `towline ARGUMENTS` as if on this host.
     fn client(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        let mut command = Command::new(program()?);
+        let mut command = towline()?;
         command
             .args(arguments)
             .env("TOWLINE_SOCKET", &self.socket)

@@ -61,8 +61,7 @@ fn remove(lab: &LabName, folder: &Folder, which: impl Fn(Role) -> bool) -> anyho
         );
         if whole {
             // Containers that a user has started on the lab's hosts, under names of their own.
-            let containers = folder.containers().into_iter().map(|(name, _)| name);
-            names.extend(containers.filter(|name| Netns::exists(name)));
+            names.extend(folder.containers().into_iter().map(|(name, _)| name));
         }
         let found = processes(&names, whole.then_some(folder))?;
         if whole {

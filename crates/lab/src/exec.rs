@@ -87,13 +87,7 @@ fn unknown(lab: &LabName, folder: &Folder, target: &str) -> anyhow::Error {
         .into_iter()
         .filter(|name| lab.role(name).is_some())
         .collect();
-    names.extend(
-        folder
-            .containers()
-            .into_iter()
-            .map(|(name, _)| name)
-            .filter(|name| Netns::exists(name)),
-    );
+    names.extend(folder.containers().into_iter().map(|(name, _)| name));
     names.sort();
     names.dedup();
     anyhow::anyhow!("lab '{lab}' has no '{target}': it has {}", names.join(", "))

@@ -75,7 +75,7 @@ pub enum Command {
 /// Options of `lab down`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example: towline lab down\n\nA second time, or after a crash, it takes away whatever is left."
+    after_help = "Example: towline lab down\n\nProcesses in the lab's namespaces are killed. A second time, or after a crash, it takes away whatever is left."
 )]
 pub struct DownArgs {
     /// The lab's name

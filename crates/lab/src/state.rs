@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use netns::Netns;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -134,17 +135,23 @@ impl Folder {
     }
 
     /// Containers that the lab's agents have written down, whatever they are called: names, and their agents' sockets.
+    ///
+    /// A namespace that has the name of a container but is not the one the agent made is somebody else's.
     pub(crate) fn containers(&self) -> Vec<(String, PathBuf)> {
         let mut found = Vec::new();
         for host in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let socket = host.path().join("agent.sock");
-            let entries = fs::read_dir(host.path().join("state").join("containers"));
-            let names = entries
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter_map(|entry| entry.file_name().into_string().ok());
-            found.extend(names.map(|name| (name, socket.clone())));
+            let folder = host.path().join("state").join("containers");
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let Ok(name) = entry.file_name().into_string() else {
+                    continue;
+                };
+                let spec = fs::read(entry.path().join("spec.json")).unwrap_or_default();
+                let made = noted_namespace(&spec);
+                if made.is_some() && Netns::open(&name).ok().map(|netns| netns.id()) == made {
+                    found.push((name, socket.clone()));
+                }
+            }
         }
         found
     }
@@ -173,6 +180,15 @@ impl Folder {
         let _ = fs::remove_dir(ROOT);
         Ok(there)
     }
+}
+
+/// Device and inode of the namespace that an agent has noted of a container.
+fn noted_namespace(spec: &[u8]) -> Option<(u64, u64)> {
+    #[derive(Deserialize)]
+    struct Spec {
+        netns: Option<(u64, u64)>,
+    }
+    serde_json::from_slice::<Spec>(spec).ok()?.netns
 }
 
 /// The labs that have a folder, separated by commas.
@@ -240,6 +256,24 @@ mod tests {
         assert_eq!(read.agents, state.agents);
         fs::write(folder.path.join("lab.json"), "{ torn").unwrap();
         assert!(folder.read().is_none());
+    }
+
+    #[test]
+    fn a_namespace_is_the_labs_only_as_noted() {
+        assert_eq!(
+            noted_namespace(br#"{"name":"x","netns":[4,4026532]}"#),
+            Some((4, 4_026_532))
+        );
+        for other in [&br#"{"netns":null}"#[..], b"{}", b"", b"{ torn"] {
+            assert_eq!(noted_namespace(other), None);
+        }
+        // Named like a namespace of nobody: an ended container's.
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(&dir);
+        let container = folder.path.join("h1/state/containers/no-such-namespace");
+        fs::create_dir_all(&container).unwrap();
+        fs::write(container.join("spec.json"), r#"{"netns":[4,1]}"#).unwrap();
+        assert!(folder.containers().is_empty());
     }
 
     #[test]
