@@ -19,6 +19,7 @@
 pub mod arp;
 pub mod capture;
 pub mod datapath;
+pub mod ecn;
 pub mod edge;
 pub mod engine;
 pub mod ethernet;

@@ -86,6 +86,8 @@ drop_reasons! {
     Oversize = "oversize",
     /// A merged TCP frame from a peer, for a port that cannot take it.
     SuperFrame = "super-frame",
+    /// Marked by the underlay as having met congestion, on a frame whose packet cannot say so (RFC 6040 §4.2).
+    CongestionMark = "congestion-mark",
     /// The datagram is larger than the link or the path to the remote carries.
     PathTooSmall = "path-too-small",
     /// No room in the underlay socket's send buffer.

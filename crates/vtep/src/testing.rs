@@ -26,6 +26,8 @@ pub struct Faults {
     pub delay: Duration,
     /// How much longer a datagram may take, each by chance: what reorders them.
     pub jitter: Duration,
+    /// Marks every datagram as having met congestion (ECN field 3).
+    pub congested: bool,
     /// The largest IP packet that is carried, in bytes.
     pub mtu: u16,
 }
@@ -37,6 +39,7 @@ impl Default for Faults {
             duplication: 0.0,
             delay: Duration::ZERO,
             jitter: Duration::ZERO,
+            congested: false,
             mtu: 1500,
         }
     }
@@ -172,6 +175,7 @@ impl WireState {
                 ecn,
                 payload,
             } = datagram.clone();
+            let ecn = if self.faults.congested { 3 } else { ecn };
             if let Some(inbox) = self.inboxes.get_mut(&to) {
                 inbox.push(InFlight {
                     due,
