@@ -183,6 +183,7 @@ impl Agent {
                     cluster,
                     manager,
                     heartbeat,
+                    last_epoch,
                     warnings,
                 },
                 &Link::Greeting {
@@ -202,6 +203,7 @@ impl Agent {
                     address,
                     warnings,
                 };
+                self.last_epoch = self.last_epoch.max(last_epoch);
                 self.welcome(cluster, heartbeat, now);
             }
             (ToAgent::Reject { reason }, _) => {
@@ -476,18 +478,19 @@ impl Agent {
         }
         let PartialOwned { endpoints, names } = std::mem::take(whole);
         *partial = None;
-        let mut held: HashMap<(Vni, Epoch), EndpointState> = HashMap::new();
+        // As this host last said it: the state, and by the last of this host's edits that anybody may have heard of.
+        let mut current: BTreeSet<(Vni, Epoch)> = BTreeSet::new();
         for owned in &endpoints {
             let key = (owned.endpoint.vni, owned.endpoint.epoch);
             let seq = self.owner_seqs.entry(key).or_default();
+            let said = self.endpoints.get(&key).map(|(_, state)| *state);
+            if said == Some(owned.state) && *seq <= owned.owner_seq {
+                current.insert(key);
+            }
             *seq = (*seq).max(owned.owner_seq);
-            held.insert(key, owned.state);
         }
-        let differing = self
-            .endpoints
-            .iter()
-            .filter(|(key, (_, state))| held.get(key) != Some(state));
-        let differing: Vec<(Vni, Epoch)> = differing.map(|(key, _)| *key).collect();
+        let all = self.endpoints.keys().copied();
+        let differing: Vec<(Vni, Epoch)> = all.filter(|key| !current.contains(key)).collect();
         for key in differing {
             self.send_publish(key);
         }

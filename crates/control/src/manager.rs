@@ -39,6 +39,10 @@ const ROWS_PER_MESSAGE: usize = 4096;
 const ITEMS_PER_MESSAGE: usize = 1024;
 /// Bytes of an answer in one message.
 const REPLY_PART: usize = 256 * 1024;
+/// How long a request is held back while hosts come back, before it is refused.
+const HOLD: Duration = Duration::from_secs(3);
+/// Requests held back.
+const HELD_MAX: usize = 1024;
 /// Networks that one host may follow.
 const SUBSCRIPTIONS_MAX: usize = 4096;
 /// Sizes in one probe request.
@@ -81,8 +85,8 @@ pub struct Settings {
     pub cluster: String,
     /// Random: network ids follow from it.
     pub seed: u64,
-    /// Seconds since 1970-01-01 UTC when `now` was zero.
-    pub unix_at_zero: u64,
+    /// The time since 1970-01-01 UTC when `now` was zero.
+    pub unix_at_zero: Duration,
 }
 
 /// The state machine.
@@ -96,7 +100,21 @@ pub struct Manager {
     liveness: BTreeMap<HostId, Liveness>,
     /// Until then the store is known to be older than what agents have seen.
     unsettled_until: Option<Duration>,
+    /// Hosts that the store knew at the start: a majority of them must be back before anything is handed out, because one
+    /// of them may know that the store is old.
+    known_at_start: usize,
+    held: VecDeque<HeldCall>,
     outputs: VecDeque<Output>,
+}
+
+/// A request that waits until the manager may hand things out.
+#[derive(Debug)]
+struct HeldCall {
+    connection: Connection,
+    host: HostId,
+    id: u64,
+    request: Request,
+    asked: Duration,
 }
 
 #[derive(Debug)]
@@ -119,7 +137,8 @@ impl Manager {
         stored: &BTreeMap<String, String>,
         now: Duration,
     ) -> Result<Self, StateError> {
-        let state = State::load(&settings.cluster, stored, now)?;
+        let state = State::load(&settings.cluster, stored, now, settings.unix_at_zero + now)?;
+        let known_at_start = state.hosts.len();
         let liveness = state
             .hosts
             .keys()
@@ -141,6 +160,8 @@ impl Manager {
             by_host: HashMap::new(),
             liveness,
             unsettled_until: None,
+            known_at_start,
+            held: VecDeque::new(),
             outputs: VecDeque::new(),
         })
     }
@@ -156,9 +177,14 @@ impl Manager {
     ) -> Result<(), String> {
         let id = info.id;
         self.check_host(&info, from, now)?;
-        if last_epoch > self.state.last() && last_epoch.generation() < GENERATION_MAX {
-            tracing::warn!(host = %info.name, seen = %last_epoch, known = %self.state.last(), "the store is older than what this host has seen; starting a new generation");
-            self.state.raise_generation(last_epoch);
+        if self.state.is_lost(last_epoch) && last_epoch.generation() < GENERATION_MAX {
+            tracing::warn!(
+                host = %info.name, seen = %last_epoch, known = %self.state.last(),
+                "the store is older than what this host has seen; learning from hosts what runs"
+            );
+            if last_epoch > self.state.last() {
+                self.state.raise_generation(last_epoch);
+            }
             self.unsettled_until = Some(now + GRACE);
         }
         if let Some(old) = self.by_host.insert(id, connection) {
@@ -279,6 +305,7 @@ impl Manager {
                 }
             }
         }
+        self.release_held(now);
     }
 
     /// Gathers this turn's changes into one message for each network.
@@ -404,6 +431,7 @@ impl Manager {
                 cluster: self.settings.cluster.clone(),
                 manager: self.settings.host,
                 heartbeat: HEARTBEAT,
+                last_epoch: self.state.last(),
                 warnings,
             },
         );
@@ -494,7 +522,8 @@ impl Manager {
         };
         let network = state.network.clone();
         let (generation, revision) = has;
-        let resumes = generation == self.state.last().generation() && revision <= state.revision();
+        let resumes = generation == self.state.last().generation()
+            && !self.state.is_lost(Epoch::new(generation, revision));
         self.send(connection, ToAgent::Network(network));
         self.send_rows(connection, vni, if resumes { revision } else { 0 });
     }
@@ -507,40 +536,107 @@ impl Manager {
         request: Request,
         now: Duration,
     ) {
-        let result = match request {
-            Request::CreateNetwork { .. } | Request::Allocate { .. } if self.unsettled_until.is_some() => {
-                Err("the manager lost part of its store and waits for hosts to tell it: try again in 10 s".to_owned())
+        if hands_out(&request)
+            && let Some(reason) = self.not_ready(now)
+        {
+            if self.held.len() < HELD_MAX {
+                let asked = now;
+                self.held.push_back(HeldCall {
+                    connection,
+                    host,
+                    id,
+                    request,
+                    asked,
+                });
+            } else {
+                self.answer(connection, id, &Err(reason));
             }
-            Request::CreateNetwork { spec, routes_in_use } => self.create_network(spec, &routes_in_use, host, now),
+            return;
+        }
+        let result = match request {
+            Request::CreateNetwork {
+                spec,
+                routes_in_use,
+            } => self.create_network(spec, &routes_in_use, host, now),
             Request::RemoveNetwork(network) => self.remove_network(&network),
             Request::Networks => Ok(self.networks()),
             Request::Network(network) => self.network_details(&network, now),
             Request::ClaimName(name) => self.claim_name(&name, host),
             Request::ReleaseName(name) => Ok(self.release_name(&name, host)),
-            Request::Allocate { network, container, ips, mac } => {
-                self.allocate(&network, container, &ips, mac, host, now)
-            }
+            Request::Allocate {
+                network,
+                container,
+                ips,
+                mac,
+            } => self.allocate(&network, container, &ips, mac, host, now),
             Request::Free { vni, epoch } => self.free(vni, epoch, host, now),
             Request::Hosts => Ok(Response::Hosts(self.views(now))),
             Request::RemoveHost(wanted) => self.remove_host(&wanted, now),
             Request::Leave => {
                 self.forget_host(host, now);
-                for part in Self::reply(id, &Ok(Response::Done)) {
-                    self.send(connection, part);
-                }
+                self.answer(connection, id, &Ok(Response::Done));
                 self.drop_connection(connection);
                 return;
             }
-            Request::ProbeExpect { .. } | Request::ProbeReply { .. } => match self.check_probe(&request, host) {
-                Ok(()) => {
-                    self.outputs.push_back(Output::Probe { connection, call: id, request });
-                    return;
+            Request::ProbeExpect { .. } | Request::ProbeReply { .. } => {
+                match self.check_probe(&request, host) {
+                    Ok(()) => {
+                        self.outputs.push_back(Output::Probe {
+                            connection,
+                            call: id,
+                            request,
+                        });
+                        return;
+                    }
+                    Err(refused) => Err(refused),
                 }
-                Err(refused) => Err(refused),
-            },
+            }
         };
-        for part in Self::reply(id, &result) {
+        self.answer(connection, id, &result);
+    }
+
+    fn answer(&mut self, connection: Connection, id: u64, result: &Result<Response, String>) {
+        for part in Self::reply(id, result) {
             self.send(connection, part);
+        }
+    }
+
+    /// Why nothing may be handed out yet.
+    fn not_ready(&self, now: Duration) -> Option<String> {
+        let (started, back) = (self.started + GRACE, self.by_host.len());
+        let (until, cause) = match self.unsettled_until {
+            Some(until) => (until, "its store was old".to_owned()),
+            None if now < started && back * 2 <= self.known_at_start && self.known_at_start > 0 => {
+                (
+                    started,
+                    format!("{back} of {} are back", self.known_at_start),
+                )
+            }
+            None => return None,
+        };
+        let seconds = until.saturating_sub(now).as_secs() + 1;
+        Some(format!(
+            "the manager has just started and waits for its hosts ({cause}): try again in {seconds} s"
+        ))
+    }
+
+    /// Answers requests that were held back, once it may, or says why not.
+    fn release_held(&mut self, now: Duration) {
+        let not_ready = self.not_ready(now);
+        for held in std::mem::take(&mut self.held) {
+            let (connection, id) = (held.connection, held.id);
+            let gone = self
+                .connections
+                .get(&connection)
+                .is_none_or(|peer| peer.host != held.host);
+            match &not_ready {
+                _ if gone => {}
+                None => self.call(connection, held.host, id, held.request, now),
+                Some(reason) if now.saturating_sub(held.asked) >= HOLD => {
+                    self.answer(connection, id, &Err(reason.clone()));
+                }
+                Some(_) => self.held.push_back(held),
+            }
         }
     }
 
@@ -691,7 +787,8 @@ impl Manager {
             vni,
             generation: self.state.last().generation(),
             from,
-            to: state.revision(),
+            // All changes up to now are here, other networks' aside.
+            to: self.state.last().counter(),
             part,
             last: part as usize + 1 == count,
             settled: self.unsettled_until.is_none(),
@@ -736,7 +833,7 @@ impl Manager {
     }
 
     fn unix_seconds(&self, now: Duration) -> u64 {
-        self.settings.unix_at_zero.saturating_add(now.as_secs())
+        (self.settings.unix_at_zero + now).as_secs()
     }
 
     /// 25 characters of base 36, as Swarm's ids.
@@ -756,4 +853,12 @@ impl Manager {
             })
             .collect()
     }
+}
+
+/// Whether a request gives something to somebody that an older store could give twice.
+fn hands_out(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::CreateNetwork { .. } | Request::Allocate { .. } | Request::ClaimName(_)
+    )
 }

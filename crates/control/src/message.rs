@@ -85,6 +85,8 @@ pub enum ToAgent {
         manager: HostId,
         /// How often to send a heartbeat.
         heartbeat: Duration,
+        /// The last epoch that the manager issued: what the agent saw before is dealt with.
+        last_epoch: Epoch,
         /// For people.
         warnings: Vec<String>,
     },
@@ -299,12 +301,14 @@ impl ToAgent {
                 cluster,
                 manager,
                 heartbeat,
+                last_epoch,
                 warnings,
             } => Kind::Welcome(wire::Welcome {
                 cluster: cluster.clone(),
                 manager: manager.as_bytes().to_vec(),
                 heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
                 warnings: warnings.clone(),
+                last_epoch: last_epoch.get(),
             }),
             Self::Reject { reason } => Kind::Reject(wire::Reject {
                 reason: reason.clone(),
@@ -358,6 +362,7 @@ impl ToAgent {
                     cluster: welcome.cluster,
                     manager: host_id(&welcome.manager)?,
                     heartbeat: Duration::from_millis(u64::from(welcome.heartbeat_ms)),
+                    last_epoch: Epoch::from_bits(welcome.last_epoch),
                     warnings: welcome.warnings,
                 },
                 Kind::Reject(reject) => Self::Reject {
@@ -642,6 +647,8 @@ mod wire {
         pub(super) heartbeat_ms: u32,
         #[prost(string, repeated, tag = "4")]
         pub(super) warnings: Vec<String>,
+        #[prost(fixed64, tag = "5")]
+        pub(super) last_epoch: u64,
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -728,5 +735,248 @@ mod wire {
         pub(super) part: Bytes,
         #[prost(bool, tag = "3")]
         pub(super) last: bool,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rows(count: u8) -> Rows {
+        let row = |n: u8| Row {
+            ip: if n.is_multiple_of(2) {
+                [10, 0, 9, n].into()
+            } else {
+                [0xfd, 0, 0, 0, 0, 0, 0, n.into()].into()
+            },
+            epoch: Epoch::new(3, u64::from(n) << 40),
+            owner: HostId::from_bytes([n; 16]),
+            owner_seq: u32::MAX - u32::from(n),
+            state: [State::Up, State::Down, State::Free][usize::from(n % 3)],
+            mac: MacAddr::new([2, n, 10, 0, 9, n]),
+        };
+        Rows {
+            vni: Vni::MAX,
+            generation: u16::MAX,
+            from: 1,
+            to: u64::MAX,
+            part: 7,
+            last: true,
+            settled: true,
+            rows: (0..count).map(row).collect(),
+        }
+    }
+
+    fn to_manager() -> Vec<ToManager> {
+        let host = HostInfo {
+            id: HostId::random(),
+            name: "h1".to_owned(),
+            vtep: [192, 0, 2, 1].into(),
+            port: 4789,
+            link_mtu: 1500,
+            incarnation: 1,
+        };
+        let endpoint = Endpoint {
+            vni: Vni::MAX,
+            container: "c1".to_owned(),
+            mac: MacAddr::new([2, 1, 10, 0, 9, 2]),
+            ips: vec![[10, 0, 9, 2].into()],
+            epoch: Epoch::new(1, 2),
+        };
+        let vni = Vni::MAX;
+        vec![
+            ToManager::Hello {
+                version: VERSION,
+                token: Token::random(),
+                host,
+                last_epoch: Epoch::new(1, 9),
+            },
+            ToManager::Heartbeat,
+            ToManager::Subscribe {
+                vni,
+                generation: 1,
+                revision: 5,
+                network: None,
+            },
+            ToManager::Unsubscribe { vni },
+            ToManager::Publish {
+                endpoint,
+                owner_seq: 4,
+                state: EndpointState::Up,
+            },
+            ToManager::Call {
+                id: 6,
+                request: Request::Free {
+                    vni,
+                    epoch: Epoch::new(1, 2),
+                },
+            },
+        ]
+    }
+
+    fn to_agent() -> Vec<ToAgent> {
+        let manager = HostId::random();
+        vec![
+            ToAgent::Welcome {
+                cluster: "0".repeat(16),
+                manager,
+                heartbeat: Duration::from_millis(500),
+                last_epoch: Epoch::new(2, 7),
+                warnings: vec!["mind the MTU".to_owned()],
+            },
+            ToAgent::Reject {
+                reason: "no".to_owned(),
+            },
+            ToAgent::Heartbeat,
+            ToAgent::Hosts {
+                full: true,
+                hosts: Vec::new(),
+                removed: vec![manager],
+            },
+            ToAgent::Owned {
+                endpoints: Vec::new(),
+                names: vec!["c1".to_owned()],
+                last: true,
+            },
+            ToAgent::NetworkRemoved { vni: Vni::MAX },
+            ToAgent::Rows(rows(20)),
+            ToAgent::RowLost {
+                vni: Vni::MAX,
+                epoch: Epoch::new(1, 2),
+            },
+            ToAgent::Reply {
+                id: 6,
+                part: Bytes::from_static(b"{}"),
+                last: false,
+            },
+        ]
+    }
+
+    #[test]
+    fn every_message_survives_its_bytes() {
+        for message in to_manager() {
+            assert_eq!(ToManager::decode(&message.encode()).unwrap(), message);
+        }
+        for message in to_agent() {
+            assert_eq!(ToAgent::decode(&message.encode()).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_row_costs_less_than_64_bytes() {
+        let more = ToAgent::Rows(rows(101)).encode().len() - ToAgent::Rows(rows(1)).encode().len();
+        assert!(more < 6400, "{more}");
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_errors() {
+        use prost::Message;
+        let rows = |row: wire::Row| {
+            let rows = wire::Rows {
+                rows: vec![row],
+                ..wire::Rows::default()
+            };
+            ToAgent::decode(
+                &wire::ToAgent {
+                    kind: Some(wire::to_agent::Kind::Rows(rows)),
+                }
+                .encode_to_vec(),
+            )
+        };
+        let good = row_to_wire(&self::rows(1).rows[0]);
+        assert!(rows(good.clone()).is_ok());
+        for bad in [
+            wire::Row {
+                ip: vec![10, 0, 9],
+                ..good.clone()
+            },
+            wire::Row {
+                owner: vec![0; 15],
+                ..good.clone()
+            },
+            wire::Row {
+                state: 0,
+                ..good.clone()
+            },
+            wire::Row {
+                state: 4,
+                ..good.clone()
+            },
+            wire::Row {
+                mac: vec![0; 7],
+                ..good
+            },
+        ] {
+            assert!(
+                matches!(rows(bad.clone()), Err(MessageError::Field(_))),
+                "{bad:?}"
+            );
+        }
+        let network = wire::Network {
+            vni: Vni::MAX.get() + 1,
+        };
+        let unsubscribe = wire::ToManager {
+            kind: Some(wire::to_manager::Kind::Unsubscribe(network)),
+        };
+        assert!(matches!(
+            ToManager::decode(&unsubscribe.encode_to_vec()),
+            Err(MessageError::Field("vni"))
+        ));
+        assert!(
+            matches!(ToManager::decode(&[]), Err(MessageError::Kind)),
+            "nothing, or a kind from the future"
+        );
+        let deep = wire::Call {
+            id: 1,
+            request: "[".repeat(100_000).into_bytes(),
+        };
+        let deep = wire::ToManager {
+            kind: Some(wire::to_manager::Kind::Call(deep)),
+        };
+        assert!(matches!(
+            ToManager::decode(&deep.encode_to_vec()),
+            Err(MessageError::Json { .. })
+        ));
+    }
+
+    #[test]
+    fn no_debug_text_shows_a_token() {
+        let hello = &to_manager()[0];
+        let ToManager::Hello { token, .. } = hello else {
+            panic!("the first is the hello")
+        };
+        let token = token.to_string();
+        let secret = token.rsplit('-').next().unwrap();
+        let on_wire = wire::ToManager::decode(&hello.encode()[..]).unwrap();
+        assert!(!format!("{hello:?} {on_wire:?}").contains(secret));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_error_or_a_message(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = ToManager::decode(&bytes);
+            let _ = ToAgent::decode(&bytes);
+        }
+
+        #[test]
+        fn damaged_messages_are_an_error_or_a_message(
+            which in any::<prop::sample::Index>(),
+            cut in any::<prop::sample::Index>(),
+            place in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            for mut bytes in [which.get(&to_manager()).encode().to_vec(), which.get(&to_agent()).encode().to_vec()] {
+                if bytes.is_empty() {
+                    continue;
+                }
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+                bytes.truncate(cut.index(bytes.len()) + 1);
+                let _ = ToManager::decode(&bytes);
+                let _ = ToAgent::decode(&bytes);
+            }
+        }
     }
 }

@@ -267,7 +267,7 @@ struct Keeper {
 #[derive(Clone, Copy)]
 struct Clock {
     started: Instant,
-    unix: u64,
+    unix: Duration,
 }
 
 impl Clock {
@@ -275,7 +275,7 @@ impl Clock {
         // A clock before 1970 shows 1970 as the making of a network, and nothing else.
         let unix = SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+            .unwrap_or_default();
         Self {
             started: Instant::now(),
             unix,

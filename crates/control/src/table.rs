@@ -405,25 +405,26 @@ mod tests {
         fn follow(&mut self, changes: Vec<TableChange>) {
             for change in changes {
                 match change {
-                    TableChange::Neighbor { ip, mac: Some(mac) } => {
-                        drop(self.neighbors.insert(ip, mac))
-                    }
-                    TableChange::Neighbor { ip, mac: None } => drop(self.neighbors.remove(&ip)),
-                    TableChange::Mac {
-                        mac,
-                        host: Some(host),
-                    } => drop(self.macs.insert(mac.octets(), host)),
-                    TableChange::Mac { mac, host: None } => drop(self.macs.remove(&mac.octets())),
-                    TableChange::Member {
-                        host,
-                        state: MemberState::Absent,
-                    } => drop(self.members.remove(&host)),
+                    TableChange::Neighbor { ip, mac } => set(&mut self.neighbors, ip, mac),
+                    TableChange::Mac { mac, host } => set(&mut self.macs, mac.octets(), host),
                     TableChange::Member { host, state } => {
-                        self.members.insert(host, state == MemberState::Up);
+                        let up = state == MemberState::Up;
+                        set(
+                            &mut self.members,
+                            host,
+                            (state != MemberState::Absent).then_some(up),
+                        );
                     }
                 }
             }
         }
+    }
+
+    fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+        match value {
+            Some(value) => map.insert(key, value),
+            None => map.remove(&key),
+        };
     }
 
     prop_compose! {

@@ -1,16 +1,18 @@
 //! One subscribed network: its table, and where its stream of changes stands.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use vtep::Vni;
 
 use super::{Output, millis};
+use crate::epoch::Epoch;
 use crate::host::HostId;
 use crate::message::{Rows, ToManager};
 use crate::network::Network;
 use crate::request::{Event, SubscriptionStatus};
+use crate::row::Row;
 use crate::table::{Table, TableChange};
 
 /// How long to wait for the answer to one resynchronisation before asking for the next.
@@ -41,8 +43,8 @@ struct Receiving {
     from: u64,
     to: u64,
     next_part: u32,
-    /// Addresses in a snapshot.
-    seen: HashSet<IpAddr>,
+    /// The rows of a snapshot.
+    seen: HashMap<IpAddr, Row>,
 }
 
 impl Stream {
@@ -132,17 +134,18 @@ impl Stream {
         self.claimed = self.claimed.max((rows.generation, rows.to));
         let place = self.place(&rows);
         let mut changes = Vec::new();
-        let ips: Vec<IpAddr> = rows.rows.iter().map(|row| row.ip).collect();
         // Whether or not something before them is missing: a row is never wrong, at most older than what is known.
-        for row in rows.rows {
-            self.table.apply(row, &mut changes);
+        for row in &rows.rows {
+            self.table.apply(row.clone(), &mut changes);
         }
         if let Some(mut receiving) = place {
             if rows.from == 0 {
-                receiving.seen.extend(ips);
+                receiving
+                    .seen
+                    .extend(rows.rows.into_iter().map(|row| (row.ip, row)));
             }
             if rows.last {
-                self.complete(&receiving, rows.settled, &mut changes);
+                self.complete(receiving, rows.settled, &mut changes);
             } else {
                 receiving.next_part += 1;
                 self.receiving = Some(receiving);
@@ -192,26 +195,32 @@ impl Stream {
             from: rows.from,
             to: rows.to,
             next_part: 0,
-            seen: HashSet::new(),
+            seen: HashMap::new(),
         })
     }
 
     /// The last part is here: the table is complete up to its revision.
-    fn complete(&mut self, done: &Receiving, settled: bool, changes: &mut Vec<TableChange>) {
+    fn complete(&mut self, done: Receiving, settled: bool, changes: &mut Vec<TableChange>) {
         self.resync_asked = None;
         if done.generation < self.generation {
             return;
         }
         let newer = done.generation > self.generation;
         if done.from == 0 {
-            // Within a settled generation rows are never forgotten, so there is nothing to remove.
-            if settled && (newer || !self.settled) {
-                // What is above the snapshot came after it.
-                let cut = crate::epoch::Epoch::new(done.generation, done.to);
-                self.table.retain(
-                    |row| done.seen.contains(&row.ip) || row.epoch > cut,
-                    changes,
-                );
+            // A manager that lost nothing never forgets a row and never lowers its epoch. So what a settled snapshot lacks or
+            // has an older row for is from a life that was lost; unless it is above the snapshot, and came after it.
+            if settled {
+                let cut = Epoch::new(done.generation, done.to);
+                let stands = |row: &Row| {
+                    done.seen
+                        .get(&row.ip)
+                        .is_some_and(|seen| seen.epoch >= row.epoch)
+                };
+                self.table
+                    .retain(|row| row.epoch > cut || stands(row), changes);
+                for row in done.seen.into_values() {
+                    self.table.apply(row, changes);
+                }
             }
             self.settled = settled;
         }

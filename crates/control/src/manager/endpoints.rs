@@ -204,8 +204,9 @@ impl Manager {
             return false;
         };
         let network = &state.network;
-        // In this manager's own generation the store knows every endpoint there is.
-        endpoint.epoch.generation() < self.state.last().generation()
+        // Whatever this store has issued left its row, and what followed is above it: a row that is below, or missing, is a
+        // row that was lost.
+        endpoint.epoch <= self.state.last()
             && endpoint.epoch > network.epoch
             && (1..=2).contains(&endpoint.ips.len())
             && endpoint.ips.iter().all(|ip| {

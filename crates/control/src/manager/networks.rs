@@ -178,7 +178,7 @@ impl Manager {
     /// Whether a network that an agent remembers may be taken back into a store that lost it.
     pub(super) fn may_adopt_network(&self, network: &Network) -> bool {
         let floor = self.state.floors.get(&network.vni);
-        network.epoch.generation() < self.state.last().generation()
+        network.epoch <= self.state.last()
             && floor.is_none_or(|floor| network.epoch > *floor)
             && is_valid_name(&network.name)
             && !network.subnets.is_empty()

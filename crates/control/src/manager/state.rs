@@ -47,6 +47,7 @@ struct Meta {
     cluster: String,
     last: Epoch,
     next_vni: u32,
+    gaps: Vec<(Epoch, Epoch)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -126,6 +127,9 @@ impl NetworkState {
 pub(super) struct State {
     cluster: String,
     last: Epoch,
+    /// What no life of this store has issued: after the first of each pair, up to the second. Each life begins at the
+    /// clock's milliseconds, so whoever has seen an epoch of a gap has it from a life that this store lost.
+    gaps: Vec<(Epoch, Epoch)>,
     pub(super) next_vni: u32,
     pub(super) hosts: BTreeMap<HostId, HostInfo>,
     pub(super) names: BTreeMap<String, HostId>,
@@ -139,15 +143,17 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The state of these entries. `now` starts the rest of every free address anew.
+    /// The state of these entries. `now` starts the rest of every free address anew; `unix` is the time since 1970.
     pub(super) fn load(
         cluster: &str,
         entries: &BTreeMap<String, String>,
         now: Duration,
+        unix: Duration,
     ) -> Result<Self, StateError> {
         let mut state = Self {
             cluster: cluster.to_owned(),
             last: Epoch::new(1, 0),
+            gaps: Vec::new(),
             next_vni: FIRST_VNI,
             hosts: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -170,6 +176,7 @@ impl State {
         for (key, value) in entries {
             state.load_entry(key, value, now)?;
         }
+        state.begin(unix);
         Ok(state)
     }
 
@@ -185,7 +192,7 @@ impl State {
                         token: self.cluster.clone(),
                     });
                 }
-                (self.last, self.next_vni) = (meta.last, meta.next_vni);
+                (self.last, self.next_vni, self.gaps) = (meta.last, meta.next_vni, meta.gaps);
             }
             ("host", Some(_)) => {
                 let info: HostInfo = parse(key, value)?;
@@ -223,6 +230,32 @@ impl State {
         Ok(())
     }
 
+    /// Begins a life of the store: above what any life that was lost may have issued, as long as the clock is right.
+    fn begin(&mut self, unix: Duration) {
+        let milliseconds = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
+        let start = Epoch::new(self.last.generation(), milliseconds);
+        if start <= self.last {
+            return;
+        }
+        self.gaps.push((self.last, start));
+        if self.gaps.len() > GAPS_MAX {
+            // A wider gap is one snapshot too many, for who was away that long.
+            let (from, _) = self.gaps.remove(0);
+            self.gaps[0].0 = from;
+        }
+        self.last = start;
+        self.meta_changed = true;
+    }
+
+    /// Whether an epoch or a revision of the present generation was issued by a life that this store lost.
+    pub(super) fn is_lost(&self, epoch: Epoch) -> bool {
+        epoch > self.last
+            || self
+                .gaps
+                .iter()
+                .any(|(from, to)| *from < epoch && epoch <= *to)
+    }
+
     /// What changed since the last call, as one batch.
     pub(super) fn take_writes(&mut self) -> Vec<Write> {
         if std::mem::take(&mut self.meta_changed) {
@@ -230,6 +263,7 @@ impl State {
                 cluster: self.cluster.clone(),
                 last: self.last,
                 next_vni: self.next_vni,
+                gaps: self.gaps.clone(),
             };
             self.write("meta".to_owned(), &meta);
         }
@@ -387,6 +421,8 @@ impl State {
     }
 }
 
+/// Starts of the manager that are told apart.
+const GAPS_MAX: usize = 256;
 /// VNIs below are left to networks that name theirs.
 const FIRST_VNI: u32 = 4096;
 
