@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bridge::{Gateway, Settings};
 use control::{
-    AgentConfig, AgentHandle, EndpointState, FileStore, HostInfo, ManagerConfig, ManagerHandle, Network, Request,
+    AgentConfig, AgentHandle, EndpointState, FileStore, HostInfo, ManagerConfig, ManagerHandle,
+    Network, Request,
 };
 use vtep::Vni;
 use vtep::datapath::{Datapath, UserspaceConfig, UserspaceDatapath};
@@ -88,7 +89,9 @@ impl Parts {
                 // Those that ended meanwhile are freed soon; a row that went down and up again would
                 // cost the others their frames.
                 let records = state.endpoints.iter();
-                records.map(|record| (record.endpoint(), EndpointState::Up)).collect()
+                records
+                    .map(|record| (record.endpoint(), EndpointState::Up))
+                    .collect()
             }),
         })?;
         Ok(Self {

@@ -14,7 +14,7 @@ use crate::api::{NetworkCreate, Request, Response};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create a network
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List networks
     #[command(visible_alias = "list", after_help = "Example: towline network ls")]
     Ls {
@@ -182,7 +182,7 @@ impl RefusedOptions {
 
 pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Create(args) => create(args, context)?,
+        Command::Create(args) => create(*args, context)?,
         Command::Ls {
             quiet,
             no_trunc,
