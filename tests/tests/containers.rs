@@ -1,6 +1,8 @@
 //! Containers as real processes: exit codes, output, signals, and what is left when any of the processes involved is
 //! killed at any moment.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -577,4 +579,140 @@ fn an_agent_killed_at_any_moment_of_an_end_leaves_nothing() {
         host.start_agent();
         assert_gone(host, "myoverlay", &name);
     }
+}
+
+#[test]
+fn a_client_that_dies_in_the_foreground_leaves_the_container_running() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    let name = cluster.container("c");
+    let text = "echo ready; while :; do echo tick; sleep 0.02; done";
+    let mut client = spawn(host, script(host, &format!("run --name {name}"), text));
+    let mut said = BufReader::new(client.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "ready");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    // Nobody reads its output any more: it must not mind.
+    drop(said);
+    let before = host.ok(&format!("logs {name}")).len();
+    wait_until("it prints on", LIMIT, || {
+        host.ok(&format!("logs {name}")).len() > before
+    });
+    host.ok(&format!("rm -f {name}"));
+    assert_gone(host, "myoverlay", &name);
+}
+
+#[test]
+fn what_ends_while_no_manager_answers_is_free_once_one_does() {
+    let mut cluster = Cluster::joined(2, &[]);
+    cluster.hosts[0].ok("network create --subnet 10.0.9.0/24 -d overlay myoverlay");
+    let names = [cluster.container("c1"), cluster.container("c2")];
+    for name in &names {
+        cluster.hosts[1].ok(&format!(
+            "run -d --name {name} --network myoverlay -- sleep infinity"
+        ));
+    }
+    cluster.hosts[0].kill_agent();
+    let [_, host] = &mut cluster.hosts[..] else {
+        unreachable!("two were asked for")
+    };
+    // Cut off, a host still clears away, and an agent that is killed then has not forgotten.
+    host.ok(&format!("rm -f {}", names[0]));
+    assert!(!Netns::exists(&names[0]));
+    signal("KILL", pid(host, &names[1]));
+    wait_until("the end is noticed", LIMIT, || !Netns::exists(&names[1]));
+    host.kill_agent();
+    host.start_agent();
+    assert_eq!(container(host, &names[1]).unwrap()["state"], "exited");
+    cluster.hosts[0].start_agent();
+    let [manager, host] = &cluster.hosts[..] else {
+        unreachable!("two were asked for")
+    };
+    wait_until("the addresses are free", LIMIT, || {
+        let holders = holders(manager, "myoverlay");
+        !names.iter().any(|name| holders.contains(name.as_str()))
+    });
+    // The removed one's name too; the ended one keeps its own until it is removed.
+    wait_until("the name is free", LIMIT, || {
+        manager
+            .towline(&format!("run --rm --name {} -- true", names[0]))
+            .status
+            .success()
+    });
+    manager.refused(
+        &format!("run --name {} -- true", names[1]),
+        125,
+        &[&names[1], host.name.as_str()],
+    );
+    host.ok(&format!("rm {}", names[1]));
+    manager.ok(&format!("run --rm --name {} -- true", names[1]));
+}
+
+#[test]
+fn interfaces_come_in_the_order_of_the_networks() {
+    let cluster = one_host();
+    let host = &cluster.hosts[0];
+    host.ok("network create --subnet 10.0.20.0/24 --subnet fd00:20::/64 second");
+    let name = cluster.container("c");
+    host.ok(&format!(
+        "run -d --name {name} --network myoverlay --network second --ip 10.0.9.77 --mac-address 02:00:5e:10:00:77 \
+         -- sleep infinity"
+    ));
+    let netns = Netns::open(&name).unwrap();
+    let netlink = Netlink::open(&netns).unwrap();
+    let addresses = netlink.addresses().unwrap();
+    let has = |interface: &str, net: &str| {
+        let net = net.parse::<ipnet::IpNet>().unwrap();
+        addresses
+            .iter()
+            .any(|address| address.ifname == interface && address.net == net)
+    };
+    assert!(
+        has("eth0", "10.0.9.77/24") && has("eth1", "10.0.20.2/24"),
+        "{addresses:?}"
+    );
+    let eth0 = netlink.link("eth0").unwrap().expect("the first network's");
+    assert_eq!(
+        (eth0.mac, eth0.mtu, eth0.up),
+        ([0x02, 0, 0x5e, 0x10, 0, 0x77], 1450, true)
+    );
+    for family in ["-4", "-6"] {
+        let default = sh(&netns, &format!("ip {family} route show default"));
+        assert!(default.contains("dev eth2"), "{default}");
+        assert_eq!(
+            default.lines().count(),
+            1,
+            "no router advertises another: {default}"
+        );
+    }
+    let tentative = sh(&netns, "ip -6 address show scope global tentative");
+    assert_eq!(tentative, "", "addresses can be used at once");
+    let shown = container(host, &name).unwrap();
+    assert_eq!(shown["endpoints"][0]["ips"][0], "10.0.9.77");
+    assert_eq!(shown["endpoints"][1]["network"], "second");
+
+    let other = cluster.container("d");
+    for (options, word) in [
+        ("--network myoverlay --ip 10.0.9.77", "10.0.9.77"),
+        ("--network myoverlay --ip 192.0.2.77", "192.0.2.77"),
+        (
+            "--network myoverlay --mac-address 02:00:5e:10:00:77",
+            "02:00:5e:10:00:77",
+        ),
+        ("--network myoverlay --network myoverlay", "twice"),
+        ("--ip 10.0.9.78", "--network"),
+    ] {
+        host.refused(
+            &format!("run --name {other} {options} -- true"),
+            125,
+            &[word],
+        );
+        assert!(
+            !Netns::exists(&other) && container(host, &other).is_none(),
+            "{options}"
+        );
+    }
+    host.ok(&format!("rm -f {name}"));
+    assert_gone(host, "myoverlay", &name);
+    assert!(!holders(host, "second").contains(&name));
 }

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// Go to the background and print the name; 'towline logs' shows the output
     #[arg(short, long)]
     detach: bool,
-    /// The container's name, unique in the cluster: [a-z0-9][a-z0-9_.-]{0,62}
+    /// The container's name, unique in the cluster: `[a-z0-9][a-z0-9_.-]{0,62}`
     /// [default: a random one]
     #[arg(long)]
     name: Option<String>,

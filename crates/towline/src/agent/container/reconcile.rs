@@ -47,9 +47,15 @@ pub(crate) fn reconcile(agent: &Arc<Agent>) {
             .for_each(|name| report(name, look(agent, name))),
         Err(error) => tracing::warn!("{error:#}"),
     }
-    let unsent = std::mem::take(&mut *held(&agent.containers.unsent));
-    for request in unsent {
-        clear::tell(agent, request);
+    // Each would wait for a connection: not while there is none.
+    let connected = agent
+        .member()
+        .is_ok_and(|member| member.control.status().connected_to.is_some());
+    if connected {
+        let unsent = std::mem::take(&mut *held(&agent.containers.unsent));
+        for request in unsent {
+            clear::tell(agent, request);
+        }
     }
 }
 
