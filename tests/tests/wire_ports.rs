@@ -1,5 +1,6 @@
 //! Ports over their life: attached, released and adopted under traffic, detached without a trace; and what stands in the
 //! way of a datapath.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -17,6 +18,7 @@ wire_tests!(
     a_restart_loses_no_connection,
     detach_leaves_nothing,
     attach_and_adopt_say_what_is_wrong,
+    an_interface_changed_by_hand_harms_nobody,
     a_failed_attach_leaves_nothing,
     a_port_held_by_a_program_is_named,
     a_port_held_by_the_kernel_is_named,
@@ -200,6 +202,44 @@ fn detach_leaves_nothing(setup: Setup) {
         );
         assert!(datapath.tables().port(ours.port).is_none());
     }
+}
+
+fn an_interface_changed_by_hand_harms_nobody(setup: Setup) {
+    let pair = Pair::new();
+    let (on_a, on_b) = (start(setup, &pair, 1), start(setup, &pair, 2));
+    let (ours, theirs) = (Endpoint::new(4097, 2), Endpoint::new(4097, 3));
+    let neighbour = Endpoint::new(4097, 4);
+    let (c, n, s) = (
+        pair.container("c"),
+        pair.container("n"),
+        pair.container("s"),
+    );
+    ours.attach(&*on_a, &c, setup.backend);
+    neighbour.attach(&*on_a, &n, setup.backend);
+    theirs.attach(&*on_b, &s, setup.backend);
+    on_a.apply(&theirs.at(Outer::V4.remote(2)));
+    on_b.apply(&ours.at(Outer::V4.remote(1)));
+    on_b.apply(&neighbour.at(Outer::V4.remote(1)));
+    ping(&c, theirs.ip(), 1);
+    // Down and up again, renamed: the queues stay with it.
+    let network = netlink(&c);
+    network.set_down("eth0").unwrap();
+    ping(&n, theirs.ip(), 1);
+    network.rename("eth0", "other0").unwrap();
+    network.set_up("other0").unwrap();
+    ping(&c, theirs.ip(), 1);
+    // Removed under us: frames for it are counted, the other port goes on, and detach finds nothing left to do.
+    assert!(network.delete_link("other0").unwrap());
+    ping(&n, theirs.ip(), 2);
+    assert!(
+        !towline_tests::try_sh(&s, "ping -c 1 -W 1 10.0.9.2")
+            .status
+            .success()
+    );
+    ping(&n, theirs.ip(), 2);
+    on_a.detach(ours.port).unwrap();
+    on_a.detach(neighbour.port).unwrap();
+    assert_eq!(netlink(&n).link("eth0").unwrap(), None);
 }
 
 fn attach_and_adopt_say_what_is_wrong(setup: Setup) {
