@@ -10,7 +10,7 @@
 //! - [`engine`] decides: a frame or a datagram in, a [`engine::Verdict`] out; no socket, no clock, nothing learned.
 //! - [`fdb`] holds what it decides by: immutable [`fdb::Tables`], replaced whole by one [`fdb::TableWriter`].
 //! - [`edge`] has the two seams, [`edge::Tap`] and [`edge::Underlay`]; [`tap`] and [`udp`] are the only files that
-//!   call the kernel for packets, and [`testing`] has a twin in memory for each.
+//!   call the kernel for packets, and `testing` has a twin in memory for each.
 //! - [`worker`] joins an engine with its edges on one thread; [`datapath`] starts the workers and creates ports.
 //! - [`stats`] names every reason to drop and counts it.
 //!

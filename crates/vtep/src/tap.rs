@@ -9,7 +9,7 @@
 //!
 //! | | [`Backend::Offload`] | [`Backend::Plain`] |
 //! |---|---|---|
-//! | made by | [`offload`], our own ioctls | the tun-tap crate |
+//! | made by | our own ioctls | the tun-tap crate |
 //! | queues | one for each worker | one, shared for writing |
 //! | vnet header | yes: partial checksums both ways, super-frames inwards | no |
 //!

@@ -10,7 +10,7 @@
 //! The tables are loaded once a batch. All buffers are made at the start; nothing is allocated or locked for a frame.
 //!
 //! The worker itself never waits and never asks for the time: [`Worker::run_once`] drives it in tests with edges in
-//! memory, and a thread of [`WorkerThread`] with the kernel's events.
+//! memory, and a thread of the datapath with the kernel's events.
 
 mod inward;
 mod outbox;
