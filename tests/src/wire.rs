@@ -6,7 +6,7 @@
 //!                   192.0.2.1 and 2001:db8:2::1     192.0.2.2 and 2001:db8:2::2
 //! ```
 //!
-//! Every wire test takes the datapath as a parameter: [`wire_tests!`](crate::wire_tests) runs it once for each of [`Setup::ALL`].
+//! Every wire test takes the datapath as a parameter: [`wire_tests!`](crate::wire_tests) runs it once for each [`Setup`].
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
