@@ -59,10 +59,13 @@ pub(super) fn remove(
     name: &str,
     force: bool,
 ) -> anyhow::Result<Option<String>> {
-    let (folder, spec) = match agent.containers.find(name) {
-        Ok(found) => found,
-        Err(_) if force => return Ok(None),
-        Err(error) => return Err(error),
+    let (folder, spec) = if force {
+        let Some(found) = agent.containers.look_up(name)? else {
+            return Ok(None);
+        };
+        found
+    } else {
+        agent.containers.find(name)?
     };
     let lock = agent.containers.lock(&spec.name);
     let shim = {

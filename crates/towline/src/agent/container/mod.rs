@@ -106,27 +106,34 @@ impl Containers {
         Ok(names)
     }
 
-    /// The container of this name, or the only one whose id begins so.
+    /// The container of this name, or the only one whose id begins so; an error when there is none.
     fn find(&self, name: &str) -> anyhow::Result<(Folder, Spec)> {
+        self.look_up(name)?.with_context(|| {
+            format!(
+                "no container {} on this host: 'towline ps -a' lists them",
+                control::quote(name)
+            )
+        })
+    }
+
+    /// As [`Self::find`], where none is no error.
+    fn look_up(&self, name: &str) -> anyhow::Result<Option<(Folder, Spec)>> {
         let mut by_id = Vec::new();
         for (folder, spec) in self.all()? {
             if spec.name == name {
-                return Ok((folder, spec));
+                return Ok(Some((folder, spec)));
             }
             if !name.is_empty() && spec.id.starts_with(name) {
                 by_id.push((folder, spec));
             }
         }
-        match by_id.len() {
-            1 => Ok(by_id.swap_remove(0)),
-            0 => bail!(
-                "no container {} on this host: 'towline ps -a' lists them",
-                control::quote(name)
-            ),
-            count => {
-                bail!("{count} containers have an id that begins with {name}: give more of it")
-            }
+        if by_id.len() > 1 {
+            bail!(
+                "{} containers have an id that begins with {name}: give more of it",
+                by_id.len()
+            );
         }
+        Ok(by_id.pop())
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bridge::Attachment;
-use control::{Endpoint, EndpointState, Network, NetworkDetails};
+use control::{EndpointState, Network, NetworkDetails};
 use ipnet::IpNet;
 use netns::{Netlink, Netns, Route, sysctl};
 use vtep::datapath::PortSpec;
@@ -231,7 +231,7 @@ fn make(
     }
     // Last: from here on other hosts send frames.
     for record in &records {
-        member.control.publish(endpoint(record), EndpointState::Up);
+        member.control.publish(record.endpoint(), EndpointState::Up);
     }
     Ok(warnings)
 }
@@ -312,17 +312,6 @@ fn attach(
         }
     }
     Ok(())
-}
-
-/// An endpoint as the manager knows it.
-pub(super) fn endpoint(record: &EndpointRecord) -> Endpoint {
-    Endpoint {
-        vni: record.vni,
-        container: record.container.clone(),
-        mac: record.mac,
-        ips: record.ips.clone(),
-        epoch: record.epoch,
-    }
 }
 
 /// What the datapath must know of an endpoint.

@@ -9,7 +9,7 @@ use control::{EndpointState, Epoch, Owned};
 use netns::Netns;
 use vtep::Vni;
 
-use super::prepare::{endpoint, port_spec};
+use super::prepare::port_spec;
 use super::{Agent, clear, held};
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::shim::folder::{Folder, Phase, Spec};
@@ -139,7 +139,7 @@ fn serve(agent: &Agent, spec: &Spec) -> anyhow::Result<()> {
             .datapath
             .adopt(&port_spec(&netns, record))
             .with_context(|| format!("can't take up the interface {}", record.ifname))?;
-        member.control.publish(endpoint(record), EndpointState::Up);
+        member.control.publish(record.endpoint(), EndpointState::Up);
     }
     let attachments: Vec<AttachmentRecord> = agent.state.read(|state| {
         state
