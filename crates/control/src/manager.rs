@@ -7,21 +7,21 @@
 //! Whoever calls has checked the token. Liveness is a mask: a host that falls silent is hidden from floods and loses nothing.
 
 mod endpoints;
+mod hosts;
 mod networks;
 mod state;
+mod streams;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use vtep::Vni;
 
-use crate::agent::{SILENCE, millis};
-use crate::epoch::Epoch;
-use crate::host::{HostId, HostInfo, HostView};
-use crate::message::{Rows, ToAgent, ToManager};
-use crate::network::{Network, is_valid_name, quote};
+use crate::agent::SILENCE;
+use crate::host::HostId;
+use crate::message::{ToAgent, ToManager};
 use crate::request::{Request, Response};
 use crate::store::Write;
 use state::State;
@@ -166,61 +166,6 @@ impl Manager {
         })
     }
 
-    /// A host whose token is right said hello, from this address. A refusal is the line to reject it with.
-    pub fn handle_hello(
-        &mut self,
-        connection: Connection,
-        from: IpAddr,
-        info: HostInfo,
-        last_epoch: Epoch,
-        now: Duration,
-    ) -> Result<(), String> {
-        let id = info.id;
-        self.check_host(&info, from, now)?;
-        if self.state.is_lost(last_epoch) && last_epoch.generation() < GENERATION_MAX {
-            tracing::warn!(
-                host = %info.name, seen = %last_epoch, known = %self.state.last(),
-                "the store is older than what this host has seen; learning from hosts what runs"
-            );
-            if last_epoch > self.state.last() {
-                self.state.raise_generation(last_epoch);
-            }
-            self.unsettled_until = Some(now + GRACE);
-        }
-        if let Some(old) = self.by_host.insert(id, connection) {
-            self.connections.remove(&old);
-            self.outputs.push_back(Output::Close(old));
-        }
-        let changed = self.state.hosts.get(&id) != Some(&info);
-        let warnings = self.mtu_warnings(info.vtep, info.link_mtu);
-        if changed {
-            self.state.put_host(info);
-        }
-        let was_up = self
-            .liveness
-            .insert(
-                id,
-                Liveness {
-                    seen: now,
-                    up: true,
-                },
-            )
-            .is_some_and(|known| known.up);
-        if changed || !was_up {
-            self.tell_host(id, now);
-        }
-        self.connections.insert(
-            connection,
-            Peer {
-                host: id,
-                heard: now,
-                subscriptions: BTreeSet::new(),
-            },
-        );
-        self.welcome(connection, id, warnings, now);
-        Ok(())
-    }
-
     /// A message of a host that was welcomed. Others are ignored: their connection is being closed.
     pub fn handle_message(&mut self, connection: Connection, message: ToManager, now: Duration) {
         let Some(peer) = self.connections.get_mut(&connection) else {
@@ -359,175 +304,6 @@ impl Manager {
             .collect()
     }
 
-    fn check_host(&self, info: &HostInfo, from: IpAddr, now: Duration) -> Result<(), String> {
-        let HostInfo {
-            id,
-            name,
-            vtep,
-            port,
-            ..
-        } = info;
-        if !is_valid_name(name) {
-            return Err(format!(
-                "invalid host name {}: it must match [a-z0-9][a-z0-9_.-]{{0,62}}",
-                quote(name)
-            ));
-        }
-        if *port == 0 {
-            return Err(format!("host {name} names port 0 for VXLAN"));
-        }
-        // Frames of the host come from its VTEP address; so must its news, or one host could draw another's traffic.
-        if from.to_canonical() != *vtep {
-            return Err(format!(
-                "host {name} names {vtep} as its underlay address but connects from {from}: start its agent with the address that reaches the manager"
-            ));
-        }
-        let others = || self.state.hosts.values().filter(|other| other.id != *id);
-        if let Some(other) = others().find(|other| other.name == *name) {
-            let state = if self.is_up(other.id) { "up" } else { "down" };
-            return Err(format!(
-                "host name {name} is taken by the host at {} (id {}, {state}): choose another with --name, or remove that host first",
-                other.vtep, other.id
-            ));
-        }
-        if let Some(other) = others().find(|other| other.vtep == *vtep) {
-            return Err(format!(
-                "underlay address {vtep} is taken by host {} (id {}): remove that host first",
-                other.name, other.id
-            ));
-        }
-        if let Some(other) = others().find(|other| other.vtep.is_ipv4() != vtep.is_ipv4()) {
-            return Err(format!(
-                "the cluster's underlay is the family of {}, host {}; {vtep} is of the other",
-                other.vtep, other.name
-            ));
-        }
-        let known = self.state.hosts.get(id).filter(|known| known.vtep != *vtep);
-        let live = self
-            .by_host
-            .get(id)
-            .and_then(|connection| self.connections.get(connection));
-        if let (Some(known), Some(live)) = (known, live)
-            && now.saturating_sub(live.heard) < SILENCE
-        {
-            return Err(format!(
-                "host id {id} is connected from {}: two hosts have one state folder",
-                known.vtep
-            ));
-        }
-        Ok(())
-    }
-
-    fn welcome(
-        &mut self,
-        connection: Connection,
-        host: HostId,
-        warnings: Vec<String>,
-        now: Duration,
-    ) {
-        self.send(
-            connection,
-            ToAgent::Welcome {
-                cluster: self.settings.cluster.clone(),
-                manager: self.settings.host,
-                heartbeat: HEARTBEAT,
-                last_epoch: self.state.last(),
-                warnings,
-            },
-        );
-        let views = self.views(now);
-        let mut full = true;
-        for hosts in views.chunks(ITEMS_PER_MESSAGE) {
-            self.send(
-                connection,
-                ToAgent::Hosts {
-                    full,
-                    hosts: hosts.to_vec(),
-                    removed: Vec::new(),
-                },
-            );
-            full = false;
-        }
-        let (endpoints, names) = self.owned(host);
-        for part in endpoints.chunks(ITEMS_PER_MESSAGE) {
-            self.send(
-                connection,
-                ToAgent::Owned {
-                    endpoints: part.to_vec(),
-                    names: Vec::new(),
-                    last: false,
-                },
-            );
-        }
-        for part in names.chunks(ITEMS_PER_MESSAGE) {
-            self.send(
-                connection,
-                ToAgent::Owned {
-                    endpoints: Vec::new(),
-                    names: part.to_vec(),
-                    last: false,
-                },
-            );
-        }
-        self.send(
-            connection,
-            ToAgent::Owned {
-                endpoints: Vec::new(),
-                names: Vec::new(),
-                last: true,
-            },
-        );
-    }
-
-    fn seen(&mut self, host: HostId, now: Duration) {
-        let Some(liveness) = self.liveness.get_mut(&host) else {
-            return;
-        };
-        liveness.seen = now;
-        if !liveness.up {
-            liveness.up = true;
-            tracing::info!(host = %self.host_name(host), "is back");
-            self.tell_host(host, now);
-        }
-    }
-
-    fn subscribe(
-        &mut self,
-        connection: Connection,
-        vni: Vni,
-        has: (u16, u64),
-        network: Option<Network>,
-    ) {
-        let Some(peer) = self.connections.get_mut(&connection) else {
-            return;
-        };
-        if peer.subscriptions.len() >= SUBSCRIPTIONS_MAX {
-            return;
-        }
-        peer.subscriptions.insert(vni);
-        if let Some(lost) = network.filter(|network| network.vni == vni)
-            && !self.state.networks.contains_key(&vni)
-            && self.may_adopt_network(&lost)
-        {
-            tracing::info!(network = %lost.name, "took back a network that the store had lost");
-            self.state.put_network(lost);
-            self.tell_network(vni);
-        }
-        let Some(state) = self.state.networks.get(&vni) else {
-            // A network that this store never had may be one that it lost: nobody is stopped for that.
-            if self.state.floors.contains_key(&vni) {
-                self.send(connection, ToAgent::NetworkRemoved { vni });
-            }
-            return;
-        };
-        let network = state.network.clone();
-        let (generation, revision) = has;
-        let resumes = generation == self.state.last().generation()
-            && !self.state.is_lost(Epoch::new(generation, revision));
-        self.send(connection, ToAgent::Network(network));
-        self.send_rows(connection, vni, if resumes { revision } else { 0 });
-    }
-
     fn call(
         &mut self,
         connection: Connection,
@@ -661,46 +437,6 @@ impl Manager {
         Ok(())
     }
 
-    fn remove_host(&mut self, wanted: &str, now: Duration) -> Result<Response, String> {
-        let found = self
-            .state
-            .hosts
-            .values()
-            .find(|info| info.name == wanted || info.id.to_string() == wanted);
-        let Some(info) = found else {
-            return Err(format!(
-                "host {} not found: `towline host ls` shows the hosts",
-                quote(wanted)
-            ));
-        };
-        let (id, name) = (info.id, info.name.clone());
-        if id == self.settings.host {
-            return Err(format!(
-                "host {name} runs this manager: run `towline leave` there"
-            ));
-        }
-        if self.by_host.contains_key(&id) {
-            return Err(format!(
-                "host {name} is connected: run `towline leave` there"
-            ));
-        }
-        self.forget_host(id, now);
-        Ok(Response::Done)
-    }
-
-    fn forget_host(&mut self, id: HostId, now: Duration) {
-        self.free_all(id, now);
-        self.state.remove_host(id);
-        self.liveness.remove(&id);
-        let to = self.connections.keys().copied().collect();
-        let message = ToAgent::Hosts {
-            full: false,
-            hosts: Vec::new(),
-            removed: vec![id],
-        };
-        self.outputs.push_back(Output::Send { to, message });
-    }
-
     fn drop_connection(&mut self, connection: Connection) {
         self.handle_disconnected(connection);
         self.outputs.push_back(Output::Close(connection));
@@ -711,125 +447,6 @@ impl Manager {
             to: vec![connection],
             message,
         });
-    }
-
-    fn subscribers(&self, vni: Vni) -> Vec<Connection> {
-        let subscribed = self
-            .connections
-            .iter()
-            .filter(|(_, peer)| peer.subscriptions.contains(&vni));
-        subscribed.map(|(connection, _)| *connection).collect()
-    }
-
-    /// A new or changed network goes to who waits for it.
-    fn tell_network(&mut self, vni: Vni) {
-        let to = self.subscribers(vni);
-        let Some(state) = self.state.networks.get(&vni) else {
-            return;
-        };
-        let message = ToAgent::Network(state.network.clone());
-        self.outputs.push_back(Output::Send {
-            to: to.clone(),
-            message,
-        });
-        for connection in to {
-            self.send_rows(connection, vni, 0);
-        }
-    }
-
-    fn tell_network_removed(&mut self, vni: Vni) {
-        let to = self.subscribers(vni);
-        for peer in self.connections.values_mut() {
-            peer.subscriptions.remove(&vni);
-        }
-        self.outputs.push_back(Output::Send {
-            to,
-            message: ToAgent::NetworkRemoved { vni },
-        });
-    }
-
-    fn tell_host(&mut self, id: HostId, now: Duration) {
-        let Some(view) = self.view(id, now) else {
-            return;
-        };
-        let to = self.connections.keys().copied().collect();
-        let message = ToAgent::Hosts {
-            full: false,
-            hosts: vec![view],
-            removed: Vec::new(),
-        };
-        self.outputs.push_back(Output::Send { to, message });
-    }
-
-    fn send_rows(&mut self, connection: Connection, vni: Vni, from: u64) {
-        for message in self.rows(vni, from) {
-            self.send(connection, message);
-        }
-    }
-
-    /// All changes of a network after `from`, in parts.
-    fn rows(&self, vni: Vni, from: u64) -> Vec<ToAgent> {
-        let Some(state) = self.state.networks.get(&vni) else {
-            return Vec::new();
-        };
-        let changed: Vec<_> = state.rows_after(from).cloned().collect();
-        let mut parts: Vec<_> = changed
-            .chunks(ROWS_PER_MESSAGE)
-            .map(<[_]>::to_vec)
-            .collect();
-        if parts.is_empty() {
-            // Also tells that there is nothing.
-            parts.push(Vec::new());
-        }
-        let count = parts.len();
-        let numbered = (0..).zip(parts);
-        let rows = numbered.map(|(part, rows)| Rows {
-            vni,
-            generation: self.state.last().generation(),
-            from,
-            // All changes up to now are here, other networks' aside.
-            to: self.state.last().counter(),
-            part,
-            last: part as usize + 1 == count,
-            settled: self.unsettled_until.is_none(),
-            rows,
-        });
-        rows.map(ToAgent::Rows).collect()
-    }
-
-    fn views(&self, now: Duration) -> Vec<HostView> {
-        let mut views: Vec<HostView> = self
-            .state
-            .hosts
-            .keys()
-            .filter_map(|id| self.view(*id, now))
-            .collect();
-        views.sort_by(|a, b| a.info.name.cmp(&b.info.name));
-        views
-    }
-
-    fn view(&self, id: HostId, now: Duration) -> Option<HostView> {
-        let info = self.state.hosts.get(&id)?.clone();
-        let liveness = self.liveness.get(&id)?;
-        let last_seen_ms_ago = millis(now.saturating_sub(liveness.seen));
-        Some(HostView {
-            info,
-            up: liveness.up,
-            last_seen_ms_ago,
-            manager: id == self.settings.host,
-        })
-    }
-
-    fn is_up(&self, id: HostId) -> bool {
-        self.liveness.get(&id).is_some_and(|liveness| liveness.up)
-    }
-
-    /// A host's name, or its id where the name is not known any more.
-    fn host_name(&self, id: HostId) -> String {
-        self.state
-            .hosts
-            .get(&id)
-            .map_or_else(|| id.to_string(), |info| info.name.clone())
     }
 
     fn unix_seconds(&self, now: Duration) -> u64 {

@@ -490,11 +490,11 @@ impl Door {
     fn pend(&self, from: IpAddr) -> Option<Pending<'_>> {
         let mut pending = lock(&self.pending);
         let all: usize = pending.values().sum();
-        let own = pending.entry(from).or_default();
-        if all >= PENDING_MAX.1 || *own >= PENDING_MAX.0 {
+        let own = pending.get(&from).copied().unwrap_or_default();
+        if all >= PENDING_MAX.1 || own >= PENDING_MAX.0 {
             return None;
         }
-        *own += 1;
+        pending.insert(from, own + 1);
         Some(Pending(self, from))
     }
 }

@@ -33,8 +33,8 @@ struct Sim {
     hosts: Vec<Host>,
     connections: u64,
     calls: u64,
-    /// Rises when the store is replaced: only then may a view go back.
-    store_lives: u32,
+    /// Epochs that a replaced store had issued and its successor did not know: only from these may a view go back.
+    lost: Vec<(Epoch, Epoch)>,
     vni: Vni,
 }
 
@@ -47,8 +47,8 @@ struct Host {
     /// What runs here, and as what it was published.
     runs: Vec<(Endpoint, EndpointState)>,
     answers: Vec<(u64, Result<Response, control::RequestError>)>,
-    /// The highest epoch seen of each address, and in which life of the store.
-    highest: HashMap<IpAddr, (u32, Epoch)>,
+    /// The last epoch seen of each address.
+    last: HashMap<IpAddr, Epoch>,
 }
 
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ impl Sim {
             hosts,
             connections: 0,
             calls: 0,
-            store_lives: 0,
+            lost: Vec::new(),
             vni,
         };
         for host in 0..sim.hosts.len() {
@@ -252,6 +252,10 @@ impl Sim {
     }
 
     fn lose_store(&mut self) {
+        self.lost.push((
+            last_issued(&self.checkpoint),
+            last_issued(&self.store.load().unwrap()),
+        ));
         let old = MemoryStore::default();
         let entries = self.checkpoint.iter();
         let batch: Vec<_> = entries
@@ -262,7 +266,6 @@ impl Sim {
             .collect();
         old.clone().commit(&batch).unwrap();
         self.store = old;
-        self.store_lives += 1;
         self.restart();
     }
 
@@ -421,7 +424,7 @@ impl Sim {
     }
 
     fn check_epochs(&mut self) {
-        let (life, vni) = (self.store_lives, self.vni);
+        let (vni, lost) = (self.vni, &self.lost);
         for host in &mut self.hosts {
             let rows = host
                 .agent
@@ -429,13 +432,14 @@ impl Sim {
                 .into_iter()
                 .flat_map(control::table::Table::rows);
             for row in rows {
-                let highest = host.highest.entry(row.ip).or_insert((life, row.epoch));
+                let last = host.last.insert(row.ip, row.epoch).unwrap_or_default();
+                let went_back =
+                    row.epoch < last && !lost.iter().any(|(from, to)| *from < last && last <= *to);
                 assert!(
-                    highest.0 != life || row.epoch >= highest.1,
-                    "a view took a lower epoch for {}",
-                    row.ip
+                    !went_back,
+                    "a view took a lower epoch for {}: {} after {last}",
+                    row.ip, row.epoch
                 );
-                *highest = (life, row.epoch);
             }
         }
     }
@@ -513,7 +517,7 @@ impl Host {
             to_agent: VecDeque::new(),
             runs: Vec::new(),
             answers: Vec::new(),
-            highest: HashMap::new(),
+            last: HashMap::new(),
         }
     }
 
@@ -544,6 +548,12 @@ fn load(token: &Token, store: &MemoryStore, now: Duration) -> Manager {
         unix_at_zero: Duration::from_secs(1_000_000),
     };
     Manager::new(settings, &store.clone().load().unwrap(), now).unwrap()
+}
+
+/// The last epoch that a store's content knows of.
+fn last_issued(entries: &BTreeMap<String, String>) -> Epoch {
+    let meta: serde_json::Value = serde_json::from_str(&entries["meta"]).unwrap();
+    Epoch::from_bits(meta["last"].as_u64().unwrap())
 }
 
 fn sorted<'r>(rows: impl Iterator<Item = &'r Row>) -> Vec<Row> {
@@ -618,6 +628,27 @@ fn a_host_that_returns_after_its_removal_takes_its_ports_down() {
     sim.settle();
     assert!(sim.hosts[1].runs.is_empty());
     sim.check_settled();
+}
+
+/// Conformance H13: a host publishes an entry for another host.
+#[test]
+fn nobody_edits_another_hosts_rows() {
+    let mut sim = Sim::new();
+    sim.start(1);
+    sim.deliver_all();
+    let (endpoint, _) = sim.hosts[1].runs[0].clone();
+    let before = sorted(sim.manager.table(sim.vni).unwrap().rows());
+    assert_eq!(before[0].state, State::Up);
+    sim.hosts[0]
+        .agent
+        .publish(endpoint.clone(), EndpointState::Down);
+    let forged = Endpoint {
+        epoch: Epoch::new(1, endpoint.epoch.counter() + 100),
+        ..endpoint
+    };
+    sim.hosts[0].agent.publish(forged, EndpointState::Up);
+    sim.deliver_all();
+    assert_eq!(sorted(sim.manager.table(sim.vni).unwrap().rows()), before);
 }
 
 proptest! {

@@ -26,7 +26,8 @@ impl Manager {
         }
         match self.state.names.get(name) {
             Some(holder) if *holder != host => Err(format!(
-                "container name {name} is already in use on host {}: choose another, or remove it there (`towline rm {name}`)",
+                "container name {name} is already in use on host {}: choose another, or remove it there \
+                 (`towline rm {name}`)",
                 self.host_name(*holder)
             )),
             Some(_) => Ok(Response::Done),
@@ -176,11 +177,10 @@ impl Manager {
             }
             Some(_) => {}
             None if self.may_adopt(&endpoint, host) => {
-                tracing::info!(host = %self.host_name(host), container = %endpoint.container, %epoch, "took back an endpoint that the store had lost");
+                let (owner, container) = (self.host_name(host), &endpoint.container);
+                tracing::info!(%owner, %container, %epoch, "took back an endpoint that the store had lost");
                 self.put_rows(&endpoint, host, owner_seq, state, now);
-                if is_valid_name(&endpoint.container)
-                    && !self.state.names.contains_key(&endpoint.container)
-                {
+                if !self.state.names.contains_key(&endpoint.container) {
                     self.state.put_name(&endpoint.container, host);
                 }
                 self.state.put_endpoint(Held {
@@ -192,7 +192,8 @@ impl Manager {
             None if !self.state.networks.contains_key(&vni)
                 && !self.state.floors.contains_key(&vni) =>
             {
-                tracing::warn!(host = %self.host_name(host), vni = vni.get(), "an endpoint of an unknown network was published");
+                let host = self.host_name(host);
+                tracing::warn!(%host, vni = vni.get(), "an endpoint of an unknown network was published");
             }
             None => self.send(connection, ToAgent::RowLost { vni, epoch }),
         }
@@ -208,6 +209,7 @@ impl Manager {
         // row that was lost.
         endpoint.epoch <= self.state.last()
             && endpoint.epoch > network.epoch
+            && is_valid_name(&endpoint.container)
             && (1..=2).contains(&endpoint.ips.len())
             && endpoint.ips.iter().all(|ip| {
                 let newer = state.table.row(*ip).is_none_or(|row| {
@@ -392,7 +394,8 @@ impl Manager {
             format!(", {resting} free again within 10 s")
         };
         Err(format!(
-            "no available {family} addresses on this network's address pools: {} ({}): {in_use} of {capacity} in use{resting}; remove containers, or create a network with a larger subnet",
+            "no available {family} addresses on this network's address pools: {} ({}): \
+             {in_use} of {capacity} in use{resting}; remove containers, or create a network with a larger subnet",
             network.name, network.id
         ))
     }

@@ -1,5 +1,6 @@
 //! Networks: made, removed, described. A refusal is one line for the user, in Docker's words where Docker has them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -23,6 +24,10 @@ const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "ingress"];
 const MTU_MIN_V6: u16 = 1280;
 /// Every IPv4 host takes datagrams of this size (RFC 791).
 const MTU_MIN_V4: u16 = 576;
+/// Subnets of one network.
+const SUBNETS_MAX: usize = 64;
+/// Bytes of all labels and options of one network: its description goes out as one message.
+const LABELS_MAX: usize = 64 * 1024;
 /// Names in one line of refusal.
 const NAMES_SHOWN: usize = 5;
 
@@ -35,6 +40,7 @@ impl Manager {
         now: Duration,
     ) -> Result<Response, String> {
         self.check_name(&spec.name)?;
+        check_size(spec.subnets.len(), [&spec.labels, &spec.options])?;
         let nets = if spec.subnets.is_empty() {
             vec![self.free_subnet(routes_in_use)?]
         } else {
@@ -181,6 +187,7 @@ impl Manager {
         network.epoch <= self.state.last()
             && floor.is_none_or(|floor| network.epoch > *floor)
             && is_valid_name(&network.name)
+            && check_size(network.subnets.len(), [&network.labels, &network.options]).is_ok()
             && !network.subnets.is_empty()
             && network
                 .subnets
@@ -355,6 +362,25 @@ fn overhead(vtep: IpAddr) -> u16 {
         IpAddr::V6(_) => vxlan::Family::V6,
     };
     vxlan::overhead(family, Protection::Cleartext)
+}
+
+fn check_size(subnets: usize, labels: [&BTreeMap<String, String>; 2]) -> Result<(), String> {
+    let bytes: usize = labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if subnets > SUBNETS_MAX {
+        return Err(format!(
+            "{subnets} subnets are too many: at most {SUBNETS_MAX}"
+        ));
+    }
+    if bytes > LABELS_MAX {
+        return Err(format!(
+            "labels and options of {bytes} bytes are too long: at most {LABELS_MAX}"
+        ));
+    }
+    Ok(())
 }
 
 fn ingress() -> IpNet {

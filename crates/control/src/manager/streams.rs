@@ -1,0 +1,118 @@
+//! Streams: a network's rows go to who follows it, from where each of them is.
+
+use vtep::Vni;
+
+use super::{Connection, Manager, Output, ROWS_PER_MESSAGE, SUBSCRIPTIONS_MAX};
+use crate::epoch::Epoch;
+use crate::message::{Rows, ToAgent};
+use crate::network::Network;
+
+impl Manager {
+    pub(super) fn subscribe(
+        &mut self,
+        connection: Connection,
+        vni: Vni,
+        has: (u16, u64),
+        network: Option<Network>,
+    ) {
+        let Some(peer) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        if peer.subscriptions.len() >= SUBSCRIPTIONS_MAX {
+            return;
+        }
+        peer.subscriptions.insert(vni);
+        if let Some(lost) = network.filter(|network| network.vni == vni)
+            && !self.state.networks.contains_key(&vni)
+            && self.may_adopt_network(&lost)
+        {
+            tracing::info!(network = %lost.name, "took back a network that the store had lost");
+            self.state.put_network(lost);
+            self.tell_network(vni);
+        }
+        let Some(state) = self.state.networks.get(&vni) else {
+            // A network that this store never had may be one that it lost: nobody is stopped for that.
+            if self.state.floors.contains_key(&vni) {
+                self.send(connection, ToAgent::NetworkRemoved { vni });
+            }
+            return;
+        };
+        let network = state.network.clone();
+        let (generation, revision) = has;
+        let resumes = generation == self.state.last().generation()
+            && !self.state.is_lost(Epoch::new(generation, revision));
+        self.send(connection, ToAgent::Network(network));
+        self.send_rows(connection, vni, if resumes { revision } else { 0 });
+    }
+
+    pub(super) fn subscribers(&self, vni: Vni) -> Vec<Connection> {
+        let subscribed = self
+            .connections
+            .iter()
+            .filter(|(_, peer)| peer.subscriptions.contains(&vni));
+        subscribed.map(|(connection, _)| *connection).collect()
+    }
+
+    /// A new or changed network goes to who waits for it.
+    pub(super) fn tell_network(&mut self, vni: Vni) {
+        let to = self.subscribers(vni);
+        let Some(state) = self.state.networks.get(&vni) else {
+            return;
+        };
+        let message = ToAgent::Network(state.network.clone());
+        self.outputs.push_back(Output::Send {
+            to: to.clone(),
+            message,
+        });
+        for connection in to {
+            self.send_rows(connection, vni, 0);
+        }
+    }
+
+    pub(super) fn tell_network_removed(&mut self, vni: Vni) {
+        let to = self.subscribers(vni);
+        for peer in self.connections.values_mut() {
+            peer.subscriptions.remove(&vni);
+        }
+        self.outputs.push_back(Output::Send {
+            to,
+            message: ToAgent::NetworkRemoved { vni },
+        });
+    }
+
+    pub(super) fn send_rows(&mut self, connection: Connection, vni: Vni, from: u64) {
+        for message in self.rows(vni, from) {
+            self.send(connection, message);
+        }
+    }
+
+    /// All changes of a network after `from`, in parts.
+    pub(super) fn rows(&self, vni: Vni, from: u64) -> Vec<ToAgent> {
+        let Some(state) = self.state.networks.get(&vni) else {
+            return Vec::new();
+        };
+        let changed: Vec<_> = state.rows_after(from).cloned().collect();
+        let mut parts: Vec<_> = changed
+            .chunks(ROWS_PER_MESSAGE)
+            .map(<[_]>::to_vec)
+            .collect();
+        if parts.is_empty() {
+            // Also tells that there is nothing.
+            parts.push(Vec::new());
+        }
+        let count = parts.len();
+        let numbered = (0..).zip(parts);
+        let rows = numbered.map(|(part, rows)| Rows {
+            vni,
+            generation: self.state.last().generation(),
+            from,
+            // All changes up to now are here, other networks' aside.
+            to: self.state.last().counter(),
+            part,
+            last: part as usize + 1 == count,
+            settled: self.unsettled_until.is_none(),
+            rows,
+        });
+        rows.map(ToAgent::Rows).collect()
+    }
+}
