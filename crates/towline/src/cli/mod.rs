@@ -64,7 +64,7 @@ enum Command {
     #[command(subcommand)]
     Network(network::Command),
     /// Start a command in a container
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Run another command in a running container
     Exec(exec::Args),
     /// List containers
@@ -126,7 +126,7 @@ impl Cli {
             Command::Join(args) => join::run(args, &context),
             Command::Leave(args) => leave::run(&args, &context),
             Command::Network(command) => network::run(command, &context),
-            Command::Run(args) => run::run(args, &context),
+            Command::Run(args) => run::run(*args, &context),
             Command::Exec(args) => exec::run(args, &context),
             Command::Ps(args) => ps::run(&args, &context),
             Command::Logs(args) => logs::run(&args, &context),

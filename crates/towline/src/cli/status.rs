@@ -89,7 +89,7 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
     )
 }
 
-/// An object as one line: `name value` pairs, what is absent left out.
+/// An object as one line: `name value` pairs. What is absent or off is left out; what is on is its name.
 fn flat(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -98,17 +98,16 @@ fn flat(value: &Value) -> String {
             "[{}]",
             items.iter().map(flat).collect::<Vec<_>>().join("; ")
         ),
-        Value::Object(fields) => output::list(
-            fields
-                .iter()
-                .filter(|(_, value)| {
-                    !matches!(value, Value::Null) && **value != Value::Array(Vec::new())
-                })
-                .map(|(name, value)| match value {
-                    Value::Object(_) => format!("{} ({})", name.replace('_', " "), flat(value)),
-                    _ => format!("{} {}", name.replace('_', " "), flat(value)),
-                }),
-        ),
+        Value::Object(fields) => output::list(fields.iter().filter_map(|(name, value)| {
+            let name = name.replace('_', " ");
+            match value {
+                Value::Null | Value::Bool(false) => None,
+                Value::Bool(true) => Some(name),
+                Value::Array(items) if items.is_empty() => None,
+                Value::Object(_) => Some(format!("{name} ({})", flat(value))),
+                _ => Some(format!("{name} {}", flat(value))),
+            }
+        })),
         other => other.to_string(),
     }
 }
@@ -119,8 +118,8 @@ mod tests {
 
     #[test]
     fn values_become_one_line() {
-        let value = serde_json::json!({"kind": "userspace", "listen": null, "queues": [1, 2], "on": {"a": true}});
-        assert_eq!(flat(&value), "kind userspace, on (a true), queues [1; 2]");
+        let value = serde_json::json!({"kind": "userspace", "listen": null, "queues": [1, 2], "on": {"a": true, "b": false}});
+        assert_eq!(flat(&value), "kind userspace, on (a), queues [1; 2]");
     }
 
     #[test]
