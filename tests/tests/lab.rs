@@ -447,6 +447,33 @@ fn a_bench_measures_every_load_over_every_path() {
 }
 
 #[test]
+fn the_wire_carries_what_was_asked_for() {
+    let mean_frame = |wire: &str| {
+        let lab = Lab::up(&format!("--hosts 2 --containers 0 --wire {wire}"));
+        lab.json(
+            "bench",
+            "--only tcp1 --paths underlay --rounds 1 --seconds 1",
+        );
+        let counter = |name: &str| {
+            let path = format!("/sys/class/net/h1/statistics/{name}");
+            let mut exec = lab.command("exec", "");
+            let output = exec
+                .args([&lab.part("sw"), "--", "cat", &path])
+                .output()
+                .unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.trim().parse::<u64>().unwrap()
+        };
+        // What the switch received from the sender, all but the acknowledgements' way.
+        counter("rx_bytes") / counter("rx_packets")
+    };
+    let mtu = mean_frame("mtu");
+    assert!((1000..=1514).contains(&mtu), "{mtu} bytes a frame");
+    let gso = mean_frame("gso");
+    assert!(gso > 2 * 1514, "{gso} bytes a frame");
+}
+
+#[test]
 fn a_killed_bench_leaves_what_the_next_command_removes() {
     let lab = Lab::up("--hosts 2 --containers 1 --wire gso");
     let mut bench = lab.command("bench", "--only rr --paths kernel,plain --seconds 60");

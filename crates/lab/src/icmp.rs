@@ -19,7 +19,7 @@ use crate::interrupt;
 /// Time between two pings of one pair, at least.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Time between two pings of any pairs, at least.
-const SPACING: Duration = Duration::from_micros(100);
+const SPACING: Duration = Duration::from_micros(300);
 /// How long the last answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes after the ICMP header, as `ping` sends them.
@@ -89,14 +89,20 @@ pub(crate) fn ping(pairs: &[Pair], count: u32) -> anyhow::Result<Vec<Seen>> {
             anyhow::Ok(missing)
         };
 
-    let start = Instant::now();
+    let mut due = Instant::now();
     for sequence in 0..count {
         for pair in 0..pairs_count {
             interrupt::check()?;
-            let due = start + interval * sequence + spacing * pair;
-            while let Some(wait) = due.checked_duration_since(Instant::now()) {
+            // Also when late: answers must not pile up in the sockets.
+            loop {
+                let wait = due.saturating_duration_since(Instant::now());
                 collect(wait, &sent_at, &mut rtts)?;
+                if Instant::now() >= due {
+                    break;
+                }
             }
+            // What was late isn't made up for: a burst would measure itself.
+            due = due.max(Instant::now()) + spacing;
             let index = pair as usize;
             let to = pairs[index].to;
             let packet = request(

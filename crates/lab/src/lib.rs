@@ -12,7 +12,8 @@
 //! ```
 //!
 //! What this crate does NOT do: it knows no agent from the inside, only the program's commands and their `--json`; it
-//! puts nothing into the namespace it is run from but the lab's folder below `/run` and, once measured, control groups.
+//! puts nothing on the machine it runs on but namespaces, the lab's folder below `/run`, control groups once it measures,
+//! and for large labs a higher limit of neighbours; all of it goes with the last lab.
 //! Everything is found again by name, so `lab down` needs no memory.
 //!
 //! System calls that safe Rust has no words for are in three files: `ethtool.rs`, `mmsg.rs`, `sysfs.rs`.
@@ -25,6 +26,7 @@ mod ethtool;
 mod exec;
 mod icmp;
 mod interrupt;
+mod limits;
 mod load;
 mod mmsg;
 mod name;

@@ -11,6 +11,7 @@ use netns::Netns;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
 use crate::name::{Kind, LabName, Role};
 use crate::process::Process;
 use crate::topology::{Underlay, Wire};
@@ -176,8 +177,11 @@ impl Folder {
                 return Err(error).with_context(|| format!("can't remove {}", self.path.display()));
             }
         };
-        // Not empty while another lab is up.
-        let _ = fs::remove_dir(ROOT);
+        if others().is_none() {
+            limits::restore(Path::new(ROOT))?;
+            // Not empty when a lab came up just now.
+            let _ = fs::remove_dir(ROOT);
+        }
         Ok(there)
     }
 }
@@ -198,6 +202,7 @@ fn others() -> Option<String> {
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
+    names.retain(|name| !name.starts_with('.'));
     names.sort();
     if names.is_empty() {
         None

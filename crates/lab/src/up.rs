@@ -10,9 +10,9 @@ use netns::Netns;
 use crate::agent::{Agent, Host};
 use crate::name::{Kind, LabName, MAX_CONTAINERS, MAX_HOSTS, Role};
 use crate::shapes::{FdbEntry, Initialized, Network};
-use crate::state::{Folder, Settings, State};
+use crate::state::{Folder, ROOT, Settings, State};
 use crate::topology::{self, Underlay, Wire};
-use crate::{NETWORK, down, interrupt};
+use crate::{NETWORK, down, interrupt, limits};
 
 /// How long the tables may take to reach every host.
 const TABLES_PATIENCE: Duration = Duration::from_secs(15);
@@ -131,8 +131,10 @@ fn room_of(subnet: ipnet::IpNet) -> u128 {
 
 fn make(lab: &LabName, folder: &Folder, state: &mut State) -> anyhow::Result<()> {
     folder.write(state)?;
-    topology::make_underlay(lab)?;
     let settings = state.settings.clone();
+    let containers = u64::from(settings.hosts) * u64::from(settings.containers);
+    limits::raise(Path::new(ROOT), settings.hosts, containers)?;
+    topology::make_underlay(lab)?;
     let mut agents = Vec::new();
     for host in 1..=settings.hosts {
         interrupt::check()?;
