@@ -1,0 +1,276 @@
+//! Nothing is allocated per packet: a worker that has warmed up handles every kind of frame and datagram without asking
+//! the allocator for anything.
+
+// A global allocator is unsafe by its trait; it counts and passes on.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use etherparse::PacketBuilder;
+use vtep::arp::Arp;
+use vtep::edge::{Datagram, Offload, SendReport, Tap, TapFrame, Underlay};
+use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter};
+use vtep::frame::{DatagramBuf, FrameBuf};
+use vtep::stats::{Counters, DropReason};
+use vtep::tap::Backend;
+use vtep::vxlan::Header;
+use vtep::worker::{Worker, WorkerConfig};
+use vtep::{MacAddr, Vni};
+
+struct Counting;
+
+thread_local! {
+    /// Allocations of this thread; other threads of the test harness may do as they like.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator with the arguments unchanged; the counter is a plain `Cell` that is initialised
+// at compile time and has no destructor, so touching it neither allocates nor runs into a dying thread. No safe code can
+// stand in for the global allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract, which is `System`'s.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: `pointer` came from `System` through this allocator, with this layout.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: as for `dealloc`; the caller keeps the contract for `size`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// A container that sends the same frames in every round, and takes any.
+struct Repeating {
+    frames: Vec<(Vec<u8>, Offload)>,
+    next: usize,
+}
+
+impl Tap for Repeating {
+    fn recv(&mut self, bufs: &mut [FrameBuf]) -> io::Result<usize> {
+        let rest = &self.frames[self.next..];
+        for (buf, (frame, offload)) in bufs.iter_mut().zip(rest) {
+            buf.space()[..frame.len()].copy_from_slice(frame);
+            buf.set_frame(frame.len(), *offload);
+        }
+        let count = rest.len().min(bufs.len());
+        self.next = if count == 0 { 0 } else { self.next + count };
+        Ok(count)
+    }
+
+    fn send(&mut self, frames: &[TapFrame<'_>]) -> io::Result<SendReport> {
+        Ok(SendReport {
+            sent: frames.len(),
+            ..SendReport::default()
+        })
+    }
+
+    fn as_raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// A wire that brings the same datagrams in every round, and takes any.
+struct Wire {
+    datagrams: Vec<(SocketAddr, Vec<u8>)>,
+}
+
+impl Underlay for Wire {
+    fn recv(&mut self, bufs: &mut [DatagramBuf]) -> io::Result<usize> {
+        for (buf, (from, payload)) in bufs.iter_mut().zip(&self.datagrams) {
+            buf.space()[..payload.len()].copy_from_slice(payload);
+            buf.set_payload(payload.len(), *from);
+        }
+        Ok(self.datagrams.len().min(bufs.len()))
+    }
+
+    fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<SendReport> {
+        Ok(SendReport {
+            sent: datagrams.len(),
+            ..SendReport::default()
+        })
+    }
+
+    fn as_raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+const OWN: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
+const NEIGHBOR: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 2]);
+const FAR: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 3]);
+const GATEWAY: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 0xfe]);
+
+fn udp(source: MacAddr, destination: MacAddr, from: u8) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(source.octets(), destination.octets())
+        .ipv4([10, 0, 9, from], [10, 0, 9, 9], 64)
+        .udp(1, 2)
+        .write(&mut frame, &[7; 1_000])
+        .unwrap();
+    frame
+}
+
+fn from_container() -> Vec<(Vec<u8>, Offload)> {
+    let mut echo = Vec::new();
+    PacketBuilder::ethernet2(OWN.octets(), GATEWAY.octets())
+        .ipv4([10, 0, 9, 2], [10, 0, 9, 1], 64)
+        .icmpv4_echo_request(1, 1)
+        .write(&mut echo, &[1; 1_400])
+        .unwrap();
+    let mut arp = Vec::new();
+    let (sender_ip, target_ip) = ([10, 0, 9, 2].into(), [10, 0, 9, 4].into());
+    Arp {
+        is_request: true,
+        sender_mac: OWN,
+        sender_ip,
+        target_mac: MacAddr::ZERO,
+        target_ip,
+    }
+    .emit(MacAddr::BROADCAST, &mut arp);
+    let partial = Offload {
+        flags: Offload::NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset: 6,
+        ..Offload::default()
+    };
+    let mut frames: Vec<_> = [
+        udp(OWN, FAR, 2),
+        udp(OWN, NEIGHBOR, 2),
+        udp(OWN, MacAddr::BROADCAST, 2),
+        udp(OWN, FAR, 66),
+        udp(FAR, OWN, 2),
+        echo,
+        arp,
+        vec![1, 2, 3],
+    ]
+    .map(|frame| (frame, Offload::default()))
+    .into();
+    frames.push((udp(OWN, FAR, 2), partial));
+    frames.push((
+        udp(OWN, FAR, 2),
+        Offload {
+            csum_start: 60_000,
+            ..partial
+        },
+    ));
+    frames
+}
+
+#[test]
+fn a_warm_worker_allocates_nothing() {
+    let vni = Vni::new(4096).unwrap();
+    let remote = SocketAddr::from(([192, 0, 2, 2], 4789));
+    let stranger = SocketAddr::from(([192, 0, 2, 66], 4789));
+    let gateway_ips = vec![IpAddr::from([10, 0, 9, 1])];
+    let port = |id, mac, ip| Port {
+        id: PortId(id),
+        vni,
+        mac,
+        ips: vec![IpAddr::from([10, 0, 9, ip])],
+        mtu: 1450,
+    };
+    let mut changes = vec![
+        Change::SetNetwork(NetworkConfig {
+            vni,
+            mtu: 1450,
+            gateway_mac: GATEWAY,
+            gateway_ips,
+            flood: true,
+            vlan_pass: false,
+        }),
+        Change::AddPort(port(1, OWN, 2)),
+        Change::AddPort(port(2, NEIGHBOR, 3)),
+        Change::SetFdb {
+            vni,
+            mac: FAR,
+            remote,
+        },
+        Change::SetNeighbor {
+            vni,
+            ip: IpAddr::from([10, 0, 9, 4]),
+            mac: FAR,
+        },
+    ];
+    // More hosts than fit in one batch, so that floods are sent in several.
+    for number in 2..=200 {
+        changes.push(Change::SetMember {
+            vni,
+            remote: SocketAddr::from(([192, 0, 2, number], 4789)),
+            flood: number != 66,
+        });
+    }
+    changes.push(Change::RemoveMember {
+        vni,
+        addr: stranger.ip(),
+    });
+    let mut writer = TableWriter::new();
+    writer.apply(&changes);
+
+    let encapsulated = |frame: &[u8]| [&Header::emit(vni)[..], frame].concat();
+    let datagrams = vec![
+        (remote, encapsulated(&udp(FAR, OWN, 4))),
+        (remote, encapsulated(&udp(FAR, MacAddr::BROADCAST, 4))),
+        (stranger, encapsulated(&udp(FAR, OWN, 4))),
+        (remote, encapsulated(&udp(NEIGHBOR, OWN, 4))),
+        (remote, vec![8]),
+    ];
+    let mut worker = Worker::new(Wire { datagrams }, WorkerConfig::new(writer.shared()));
+    let frames = from_container();
+    for (id, backend) in [(1, Backend::Offload), (2, Backend::Plain)] {
+        let frames = if id == 1 { frames.clone() } else { Vec::new() };
+        worker.add_port(
+            PortId(id),
+            1450,
+            backend,
+            Box::new(Repeating { frames, next: 0 }),
+        );
+    }
+
+    let start = Instant::now();
+    for second in 0..20 {
+        worker.run_once(start + Duration::from_secs(second));
+    }
+    let counters = worker.counters();
+    let before = Counters::sum([&counters]);
+    let allocations = ALLOCATIONS.get();
+    for second in 20..1_020 {
+        worker.run_once(start + Duration::from_secs(second));
+    }
+    let allocations = ALLOCATIONS.get() - allocations;
+    let after = Counters::sum([&counters]);
+
+    // The rounds did what they are here for: every kind of verdict was reached.
+    assert!(after.frames_in - before.frames_in >= 5_000, "{after:?}");
+    assert!(after.datagrams_in - before.datagrams_in >= 5_000);
+    assert!(after.answers - before.answers >= 1_000 && after.floods - before.floods >= 1_500);
+    for reason in [
+        DropReason::GuardMac,
+        DropReason::GuardIp,
+        DropReason::BadOffload,
+        DropReason::Truncated,
+        DropReason::NotAMember,
+        DropReason::SourceElsewhere,
+    ] {
+        assert!(
+            after.drops.get(reason) > before.drops.get(reason),
+            "{} was not reached",
+            reason.name()
+        );
+    }
+    assert_eq!(allocations, 0, "{allocations} allocations in 1,000 rounds");
+}
