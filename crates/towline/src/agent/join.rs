@@ -270,6 +270,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
         state.host = HostId::random();
     })?;
     agent.stop_member();
+    agent.containers.forget_unsent();
     let removed = Gateway::remove(&agent.netns);
     remove_store(agent)?;
     Ok(removed?)

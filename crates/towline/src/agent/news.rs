@@ -54,7 +54,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
             }
         }
         Event::NetworkRemoved(vni) => {
-            tracing::warn!("the network with VNI {vni} is gone from the cluster");
+            tracing::info!("the network with VNI {vni} is gone from the cluster");
             member.follower.clear(vni);
         }
         Event::RowLost { vni, epoch } => container::lost(agent, vni, epoch),

@@ -61,6 +61,11 @@ impl Containers {
         })
     }
 
+    /// Forgets what a manager could not be told: this host leaves its cluster.
+    pub(super) fn forget_unsent(&self) {
+        held(&self.unsent).clear();
+    }
+
     /// The folder of the container `name`, whether it exists or not.
     fn folder(&self, name: &str) -> anyhow::Result<Folder> {
         name::check(name)?;

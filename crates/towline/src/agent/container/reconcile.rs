@@ -54,8 +54,25 @@ pub(crate) fn reconcile(agent: &Arc<Agent>) {
     if connected {
         let unsent = std::mem::take(&mut *held(&agent.containers.unsent));
         for request in unsent {
-            clear::tell(agent, request);
+            tell_late(agent, request);
         }
+    }
+}
+
+/// Tells the manager what it could not be told before, unless a container took the name up again meanwhile.
+fn tell_late(agent: &Agent, request: control::Request) {
+    let control::Request::ReleaseName(name) = &request else {
+        return clear::tell(agent, request);
+    };
+    let lock = agent.containers.lock(name);
+    let _held = held(&lock);
+    // A name that can't be read is somebody's.
+    let unused = agent
+        .containers
+        .folder(name)
+        .is_ok_and(|folder| matches!(folder.spec(), Ok(None)));
+    if unused {
+        clear::tell(agent, request);
     }
 }
 
