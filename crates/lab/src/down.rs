@@ -12,6 +12,7 @@ use crate::cpu;
 use crate::name::{Kind, LabName, Role};
 use crate::process::{self, Process};
 use crate::state::Folder;
+use crate::topology;
 
 /// Takes the lab down. Whether there was anything of it.
 pub(crate) fn run(lab: &LabName) -> anyhow::Result<bool> {
@@ -42,8 +43,11 @@ pub(crate) fn take_down_bench(lab: &LabName, folder: &Folder) -> anyhow::Result<
         )
     };
     remove(lab, folder, added)?;
-    for (kind, host) in [(Kind::Plain, 1), (Kind::Plain, 2)] {
-        folder.remove_host(kind, host)?;
+    for kind in [Kind::Kernel, Kind::Plain] {
+        for host in 1..=2 {
+            topology::unplug_host(lab, kind, host)?;
+            folder.remove_host(kind, host)?;
+        }
     }
     Ok(())
 }

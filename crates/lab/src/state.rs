@@ -68,6 +68,19 @@ impl Folder {
             .with_context(|| format!("can't make the folder {}", self.path.display()))
     }
 
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        fs::read_dir(&self.path).map_or(true, |mut entries| entries.next().is_none())
+    }
+
+    /// Takes back [`Self::create`] of a folder that nothing was put into.
+    pub(crate) fn remove_empty(&self) {
+        // Refused by the kernel when there is something in it, which then is to stay.
+        if fs::remove_dir(&self.path).is_ok() {
+            let _ = fs::remove_dir(ROOT);
+        }
+    }
+
     /// The folder of one host's agent; made if it isn't there.
     pub(crate) fn host(&self, kind: Kind, host: u16) -> anyhow::Result<PathBuf> {
         let path = self.host_path(kind, host);

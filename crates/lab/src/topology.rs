@@ -141,8 +141,7 @@ pub(crate) fn make_host(lab: &LabName, kind: Kind, host: u16, wire: Wire) -> any
     let name = lab.of(Role::Node(kind, host));
     let switch = Netns::open(&lab.of(Role::Switch))?;
     let netns = make_netns(&name)?;
-    // The switch names its ports after the hosts behind them.
-    let port = name.rsplit('-').next().unwrap_or(&name).to_owned();
+    let port = port(lab, kind, host);
     let link = Netlink::open(&switch)?;
     link.add_veth(&port, UPLINK, &netns)?;
     link.set_master(&port, Some(BRIDGE))?;
@@ -159,6 +158,21 @@ pub(crate) fn make_host(lab: &LabName, kind: Kind, host: u16, wire: Wire) -> any
         link.add_route(&default_route(underlay_net(ROUTER, underlay).addr()))?;
     }
     Ok(netns)
+}
+
+/// Takes a host off the switch. The kernel would do that by itself some time after the host's namespace has gone.
+pub(crate) fn unplug_host(lab: &LabName, kind: Kind, host: u16) -> anyhow::Result<()> {
+    let switch = lab.of(Role::Switch);
+    if Netns::exists(&switch) {
+        Netlink::open(&Netns::open(&switch)?)?.delete_link(&port(lab, kind, host))?;
+    }
+    Ok(())
+}
+
+/// The switch names its ports after the hosts behind them.
+fn port(lab: &LabName, kind: Kind, host: u16) -> String {
+    let name = lab.of(Role::Node(kind, host));
+    name.rsplit('-').next().unwrap_or(&name).to_owned()
 }
 
 /// Sets both ends of a host's link.

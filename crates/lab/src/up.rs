@@ -60,6 +60,10 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let folder = Folder::of(lab);
     folder.create()?;
     let _lock = folder.lock()?;
+    if let Err(error) = check_vacant(lab, &folder) {
+        folder.remove_empty();
+        return Err(error);
+    }
     let settings = Settings {
         hosts: args.hosts,
         containers: args.containers,
@@ -85,7 +89,6 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
 
 /// Refuses before anything has changed.
 fn check(args: &UpArgs) -> anyhow::Result<()> {
-    let lab = &args.name;
     crate::require_root("lab up")?;
     if !Path::new("/dev/net/tun").exists() {
         bail!("there is no /dev/net/tun: load the module with 'modprobe tun'");
@@ -106,6 +109,11 @@ fn check(args: &UpArgs) -> anyhow::Result<()> {
             args.subnet
         );
     }
+    Ok(())
+}
+
+/// Refuses while anything of an earlier lab, or of somebody else under its names, is there.
+fn check_vacant(lab: &LabName, folder: &Folder) -> anyhow::Result<()> {
     let taken = Netns::list()?
         .into_iter()
         .find(|name| lab.role(name).is_some());
@@ -114,7 +122,7 @@ fn check(args: &UpArgs) -> anyhow::Result<()> {
             "namespace {name} is there already: take lab '{lab}' down with 'towline lab down --name {lab}', or give another --name"
         );
     }
-    if Folder::of(lab).read().is_some() {
+    if !folder.is_empty() {
         bail!("lab '{lab}' has left a folder behind: 'towline lab down --name {lab}' removes it");
     }
     Ok(())
