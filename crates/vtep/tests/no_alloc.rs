@@ -3,6 +3,7 @@
 
 // A global allocator is unsafe by its trait; it counts and passes on.
 #![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests as well")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
