@@ -1,5 +1,7 @@
 //! What is refused: one line that names the thing, the cause and what to do, a non-zero exit code, and a host that is as it was.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 use std::net::UdpSocket;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
@@ -114,6 +116,11 @@ fn init_and_join_check_all_before_they_change_anything() {
         &format!("join --token {token} 192.0.2.1:x"),
         FAILED,
         &["192.0.2.1:x", "HOST:PORT"],
+    );
+    host.refused(
+        &format!("join --token {token} --advertise 2001:db8:2::2 192.0.2.1"),
+        FAILED,
+        &["2001:db8:2::2", "192.0.2.1", "IP versions", "--advertise"],
     );
     assert_eq!(host_state(host), before);
 

@@ -86,6 +86,13 @@ pub(super) fn join(agent: &Arc<Agent>, wanted: &Join) -> anyhow::Result<Joined> 
     }
     let first = reach(&managers)?;
     let underlay = underlay::settle(&agent.netns, wanted.advertise, Some(first))?;
+    if first.is_ipv4() != underlay.vtep.is_ipv4() {
+        bail!(
+            "{} and the manager {} are of different IP versions: give --advertise an address of the manager's",
+            underlay.vtep,
+            first.ip()
+        );
+    }
     let settled = Membership {
         manager: false,
         managers,

@@ -164,6 +164,7 @@ impl Member {
     pub(super) fn follow(&self, network: &Network) {
         self.datapath
             .apply(&[Change::SetNetwork(network_config(network))]);
+        self.follower.follow(network.vni);
         self.control.subscribe(network.vni);
     }
 

@@ -96,7 +96,10 @@ impl Translator {
     fn table(&mut self, vni: Vni, news: &[TableChange]) -> Vec<Change> {
         let mut changes = Vec::new();
         for change in news {
-            let table = self.tables.entry(vni).or_default();
+            // News that were under way when the network was left.
+            let Some(table) = self.tables.get_mut(&vni) else {
+                return changes;
+            };
             match *change {
                 TableChange::Neighbor { ip, mac: Some(mac) } => {
                     table.neighbors.insert(ip, mac);
@@ -212,6 +215,11 @@ impl Follower {
         self.datapath.apply(&changes);
     }
 
+    /// A network is followed from now on; a second time is harmless.
+    pub(super) fn follow(&self, vni: Vni) {
+        self.lock().tables.entry(vni).or_default();
+    }
+
     /// A network is not followed any more; the datapath forgets it as a whole.
     pub(super) fn forget(&self, vni: Vni) {
         self.lock().tables.remove(&vni);
@@ -283,9 +291,28 @@ mod tests {
         MacAddr::new([2, 0, 0, 0, 0, n])
     }
 
+    fn following() -> Translator {
+        let mut translator = Translator::new(id(1));
+        translator.tables.insert(vni(), Table::default());
+        translator
+    }
+
+    #[test]
+    fn news_of_a_network_that_was_left_change_nothing() {
+        let mut translator = following();
+        translator.hosts(vec![view(2, 2)]);
+        translator.tables.remove(&vni());
+        let news = [TableChange::Mac {
+            mac: mac(2),
+            host: Some(id(2)),
+        }];
+        assert_eq!(translator.table(vni(), &news), []);
+        assert_eq!(translator.hosts(vec![view(2, 3)]), []);
+    }
+
     #[test]
     fn rows_of_other_hosts_become_remote_entries_and_own_rows_do_not() {
-        let mut translator = Translator::new(id(1));
+        let mut translator = following();
         translator.hosts(vec![view(1, 1), view(2, 2)]);
         let changes = translator.table(
             vni(),
@@ -331,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_host_known_late_gets_its_entries_then() {
-        let mut translator = Translator::new(id(1));
+        let mut translator = following();
         let news = [
             TableChange::Member {
                 host: id(2),
@@ -373,7 +400,7 @@ mod tests {
 
     #[test]
     fn hosts_that_swap_addresses_both_stay_members() {
-        let mut translator = Translator::new(id(1));
+        let mut translator = following();
         translator.hosts(vec![view(2, 2), view(3, 3)]);
         let up = |n| TableChange::Member {
             host: id(n),
@@ -395,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_host_that_left_does_not_take_its_heir_along() {
-        let mut translator = Translator::new(id(1));
+        let mut translator = following();
         translator.hosts(vec![view(2, 2), view(3, 2)]);
         let up = |n| TableChange::Member {
             host: id(n),
