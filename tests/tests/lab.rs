@@ -1,5 +1,7 @@
 //! `towline lab`: whole labs come up, carry packets, are measured, and go without a trace, whatever happens to them.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
