@@ -195,6 +195,18 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_of_zero_is_sent_as_all_ones() {
+        // RFC 768: zero would say that there is none. The payload is what brings the sum to exactly that.
+        let mut bytes = frame(false, false, &[0, 0]);
+        let balance = bytes[40..42].to_owned();
+        bytes[42..44].copy_from_slice(&balance);
+        let (start, offset) = make_partial(&mut bytes);
+        assert!(complete(&mut bytes, start, offset));
+        assert_eq!(bytes[40..42], [0xff, 0xff]);
+        assert_eq!(inspect(&bytes), L4::Valid);
+    }
+
+    #[test]
     fn completing_outside_the_frame_changes_nothing() {
         let mut frame = frame(false, true, b"x");
         let before = frame.clone();
