@@ -32,12 +32,16 @@ usage() { sed -n '2,/^[^#]/{s/^# \{0,1\}//;/^[^#]*$/p;}' "$script" | sed '/^set 
 # Where cargo puts what it builds.
 target_dir() { printf '%s' "${CARGO_TARGET_DIR:-$PWD/target}"; }
 
-# What Towline could have left on this machine: one line each, sorted.
+# What tests with this program could have left on this machine: one line each, sorted.
 leftovers() {
+    local program=$1 pid
     {
         ip netns list 2>/dev/null | sed 's/ .*//; s/^/namespace /'
         ip -o link show 2>/dev/null | sed -n 's/^[0-9]*: \([^:@]*\).*/\1/p' | grep -E '^(tl|towline)' | sed 's/^/interface /'
         as_root nft list tables 2>/dev/null | grep -i towline
-        pgrep -x towline | sed 's/^/process /'
+        # Somebody's real agent may start meanwhile; this build's program is ours.
+        for pid in $(pgrep -x towline); do
+            [ "$(as_root readlink "/proc/$pid/exe")" = "$program" ] && printf 'process %s\n' "$pid"
+        done
     } | sort || true
 }
