@@ -23,6 +23,7 @@ use netns::{NetlinkError, Netns, NetnsError};
 use serde::Serialize;
 
 pub use crate::capture::{Capture, CaptureFilter};
+pub use crate::edge::TapFeatures;
 use crate::fdb::{Change, PortId, Tables};
 pub use crate::probe::{Nonce, ProbeSeen, ProbeWatch};
 use crate::stats::Counters;
@@ -167,6 +168,10 @@ pub struct DatapathStatus {
     pub source_ports: usize,
     /// Receive buffer of each worker's socket in bytes, as the kernel granted it.
     pub receive_buffer_bytes: usize,
+    /// Datagrams that the kernel cuts from one message (`UDP_SEGMENT`), at most; 1 when it can't.
+    pub segments_max: usize,
+    /// Whether the kernel merges datagrams on receipt (`UDP_GRO`).
+    pub merges_datagrams: bool,
     /// What its ports can do, by backend.
     pub backends: Vec<BackendStatus>,
 }
@@ -182,8 +187,6 @@ pub struct BackendStatus {
     pub multi_queue: bool,
     /// Frames carry a vnet header.
     pub vnet_header: bool,
-    /// Containers leave checksums to the datapath.
-    pub checksum_offload: bool,
-    /// Containers leave segmentation to the datapath.
-    pub segmentation_offload: bool,
+    /// What containers leave to the datapath, and take from it: what the kernel granted to the ports there are, all together.
+    pub features: TapFeatures,
 }

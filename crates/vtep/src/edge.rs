@@ -8,6 +8,8 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
+use serde::Serialize;
+
 use crate::frame::{DatagramBuf, FrameBuf};
 
 /// What a frame still needs, or is known about it: the fields of Linux's `struct virtio_net_hdr` (include/uapi/linux/virtio_net.h).
@@ -45,6 +47,19 @@ impl Offload {
     /// `VIRTIO_NET_HDR_GSO_ECN`: TCP with CWR set on its first segment; goes beside another type.
     pub const GSO_ECN: u8 = 0x80;
 
+    /// A frame whose checksum holds only the pseudo-header's sum: its range starts at `start`, it is stored `offset` behind that.
+    #[must_use]
+    pub const fn partial(start: u16, offset: u16) -> Self {
+        Self {
+            flags: Self::NEEDS_CSUM,
+            gso_type: Self::GSO_NONE,
+            hdr_len: 0,
+            gso_size: 0,
+            csum_start: start,
+            csum_offset: offset,
+        }
+    }
+
     /// Whether the checksum is still to be completed.
     #[must_use]
     pub const fn needs_checksum(&self) -> bool {
@@ -55,6 +70,44 @@ impl Offload {
     #[must_use]
     pub const fn is_gso(&self) -> bool {
         self.gso_type & !Self::GSO_ECN != Self::GSO_NONE
+    }
+}
+
+/// Which work an interface's kernel and its worker leave to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TapFeatures {
+    /// Checksums may be left unfinished, both ways.
+    pub checksum: bool,
+    /// TCP over IPv4 comes, and may be handed over, as super-frames.
+    pub tcp4: bool,
+    /// TCP over IPv6, too.
+    pub tcp6: bool,
+    /// TCP that uses ECN comes as super-frames, too.
+    pub tcp_ecn: bool,
+    /// UDP (over both) comes as super-frames where a program sends it so, and may be handed over merged.
+    pub udp: bool,
+}
+
+impl TapFeatures {
+    /// Everything.
+    pub const ALL: Self = Self {
+        checksum: true,
+        tcp4: true,
+        tcp6: true,
+        tcp_ecn: true,
+        udp: true,
+    };
+
+    /// What both have.
+    #[must_use]
+    pub const fn common(self, other: Self) -> Self {
+        Self {
+            checksum: self.checksum && other.checksum,
+            tcp4: self.tcp4 && other.tcp4,
+            tcp6: self.tcp6 && other.tcp6,
+            tcp_ecn: self.tcp_ecn && other.tcp_ecn,
+            udp: self.udp && other.udp,
+        }
     }
 }
 
@@ -76,13 +129,35 @@ pub struct Datagram<'a> {
     pub flow: u32,
     /// The ECN field of the outer header, 0 to 3.
     pub ecn: u8,
-    /// Cut the payload into datagrams of this many bytes (the last may be shorter), as `UDP_SEGMENT` does.
+    /// Cut the payload into datagrams of this many bytes (the last may be shorter), as `UDP_SEGMENT` does. Each of them
+    /// starts where a slice starts, so that an underlay can cut where the kernel can't.
     pub segment_size: Option<u16>,
     /// The payload's bytes, in order.
     pub slices: &'a [IoSlice<'a>],
 }
 
-/// What became of a batch.
+impl Datagram<'_> {
+    /// How many datagrams it is cut into.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self.segment_size {
+            Some(size @ 1..) => self.len().div_ceil(usize::from(size)),
+            _ => 1,
+        }
+    }
+
+    /// Bytes of payload, in all datagrams it is cut into.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty datagram is no special case"
+    )]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slices.iter().map(|slice| slice.len()).sum()
+    }
+}
+
+/// What became of a batch, in frames or in datagrams; one that is to be cut counts as the datagrams it is cut into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendReport {
     /// Taken by the kernel.
@@ -116,6 +191,11 @@ pub trait Tap: Send {
     /// # Errors
     /// When the interface is gone or broken as a whole.
     fn send(&mut self, frames: &[TapFrame<'_>]) -> io::Result<SendReport>;
+
+    /// What may be left to whom; nothing, unless an implementation says otherwise.
+    fn features(&self) -> TapFeatures {
+        TapFeatures::default()
+    }
 
     /// What to wait on until frames come; `None` for a twin in memory.
     fn as_raw_fd(&self) -> Option<RawFd>;

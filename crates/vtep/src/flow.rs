@@ -49,6 +49,12 @@ pub const fn source_port_index(hash: u32) -> usize {
     (hash >> (32 - SOURCE_PORTS.ilog2())) as usize
 }
 
+/// A hash of three words, for tables of one worker alone.
+#[inline]
+pub(crate) const fn mix_words(a: u32, b: u32, c: u32) -> u32 {
+    finish(mix(KEY[0] ^ a as u64, (b as u64) << 32 | c as u64))
+}
+
 fn hash_packet(packet: &Packet<'_>) -> u32 {
     let ports = match (packet.protocol, packet.fragment, packet.body) {
         (

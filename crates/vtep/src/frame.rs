@@ -8,6 +8,7 @@
 //! Lengths are checked where a buffer is filled; who reads one need not check again.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 
 use crate::edge::Offload;
 
@@ -143,6 +144,15 @@ impl DatagramBuf {
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.bytes[..self.len]
+    }
+
+    /// Each datagram in the buffer, as a range of [`Self::payload`]; an empty one is one, too.
+    pub fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let len = self.len;
+        let step = self.segment_size.map_or(len, usize::from).max(1);
+        (0..len.max(1))
+            .step_by(step)
+            .map(move |start| start..len.min(start + step))
     }
 
     /// The payload, to complete an inner checksum in it.

@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | made by | our own ioctls | the tun-tap crate |
 //! | queues | one for each worker | one, shared for writing |
-//! | vnet header | yes: partial checksums both ways, super-frames inwards | no |
+//! | vnet header | yes: partial checksums and super-frames both ways | no |
 //!
 //! What this module does *not* do: addresses, link state, MAC and MTU (netlink's work), and any
 //! decision about a frame.
@@ -25,7 +25,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::edge::Tap;
+use crate::edge::{Tap, TapFeatures};
 
 pub use control::TapControl;
 
@@ -38,7 +38,7 @@ const NAME_MAX: usize = 15;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// Multi-queue with a vnet header: checksums may stay partial between container and worker.
+    /// Multi-queue with a vnet header: checksums may stay partial, and frames 64 KiB large, between container and worker.
     #[default]
     Offload,
     /// One queue, whole frames with finished checksums: works wherever TAP works.
@@ -151,6 +151,8 @@ pub struct OpenTap {
     /// One for each worker, in the workers' order. Only some may yield frames ([`Tap::as_raw_fd`] is
     /// `None` on the others), all of them deliver.
     pub queues: Vec<Box<dyn Tap>>,
+    /// What may be left to whom, on every queue alike.
+    pub features: TapFeatures,
     /// Persistence, independent of the name the interface has by now.
     pub control: TapControl,
 }

@@ -11,9 +11,9 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::edge::{Datagram, Offload, SendReport, Tap, TapFrame, Underlay};
+use crate::edge::{Datagram, Offload, SendReport, Tap, TapFeatures, TapFrame, Underlay};
 use crate::flow;
-use crate::frame::{DatagramBuf, FrameBuf, MAX_FRAME};
+use crate::frame::{DatagramBuf, FrameBuf, MAX_FRAME, MAX_PAYLOAD};
 
 /// What the wire does to datagrams. The default is a perfect wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +30,8 @@ pub struct Faults {
     pub congested: bool,
     /// The largest IP packet that is carried, in bytes.
     pub mtu: u16,
+    /// The receiver finds datagrams that follow each other from one sender, of one size, in one buffer, as with `UDP_GRO`.
+    pub merge: bool,
 }
 
 impl Default for Faults {
@@ -41,9 +43,13 @@ impl Default for Faults {
             jitter: Duration::ZERO,
             congested: false,
             mtu: 1500,
+            merge: false,
         }
     }
 }
+
+/// Datagrams that `UDP_GRO` puts into one buffer, at most.
+const MERGED_MAX: usize = 64;
 
 /// An underlay network in memory. Clones are the same wire.
 #[derive(Clone)]
@@ -218,21 +224,44 @@ impl MemoryUnderlay {
 impl Underlay for MemoryUnderlay {
     fn recv(&mut self, bufs: &mut [DatagramBuf]) -> io::Result<usize> {
         let mut state = self.wire.lock();
-        let now = state.now;
+        let (now, merge) = (state.now, state.faults.merge);
         let inbox = state
             .inboxes
             .get_mut(&self.addr)
             .ok_or(io::ErrorKind::NotConnected)?;
         inbox.sort_by_key(|datagram| (datagram.due, datagram.sequence));
-        let due = inbox
-            .partition_point(|datagram| datagram.due <= now)
-            .min(bufs.len());
-        for (datagram, buf) in inbox.drain(..due).zip(bufs) {
-            buf.space()[..datagram.payload.len()].copy_from_slice(&datagram.payload);
-            buf.set_payload(datagram.payload.len(), datagram.from);
-            buf.ecn = datagram.ecn;
+        let due = inbox.partition_point(|datagram| datagram.due <= now);
+        let mut waiting = inbox.drain(..due).collect::<VecDeque<_>>();
+        let mut count = 0;
+        for buf in bufs {
+            let Some(first) = waiting.pop_front() else {
+                break;
+            };
+            let size = first.payload.len();
+            let mut payload = first.payload;
+            // All of the first one's size; a shorter one ends the buffer.
+            while merge
+                && payload.len().is_multiple_of(size.max(1))
+                && payload.len() / size.max(1) < MERGED_MAX
+                && let Some(next) = waiting.front()
+                && (next.from, next.ecn) == (first.from, first.ecn)
+                && (1..=size).contains(&next.payload.len())
+                && payload.len() + next.payload.len() <= MAX_PAYLOAD
+            {
+                payload.extend(&next.payload);
+                waiting.pop_front();
+            }
+            buf.space()[..payload.len()].copy_from_slice(&payload);
+            buf.set_payload(payload.len(), first.from);
+            buf.ecn = first.ecn;
+            if payload.len() > size {
+                buf.segment_size = u16::try_from(size).ok();
+            }
+            count += 1;
         }
-        Ok(due)
+        waiting.append(&mut inbox.drain(..).collect());
+        *inbox = waiting.into();
+        Ok(count)
     }
 
     fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<SendReport> {
@@ -247,10 +276,10 @@ impl Underlay for MemoryUnderlay {
             if segment.min(payload.len()) + Self::headers(datagram.to)
                 > usize::from(state.faults.mtu)
             {
-                report.too_big += 1;
+                report.too_big += datagram.count();
                 continue;
             }
-            report.sent += 1;
+            report.sent += datagram.count();
             let index =
                 u16::try_from(flow::source_port_index(datagram.flow)).map_err(io::Error::other)?;
             let from = SocketAddr::new(self.addr.ip(), 49_152 + index);
@@ -288,6 +317,7 @@ struct Queues {
     inbox: Vec<(Vec<u8>, Offload)>,
     /// How many frames `inbox` takes before more are refused.
     room: usize,
+    features: TapFeatures,
     unplugged: bool,
 }
 
@@ -299,6 +329,7 @@ impl MemoryTap {
             outbox: VecDeque::new(),
             inbox: Vec::new(),
             room,
+            features: TapFeatures::default(),
             unplugged: false,
         };
         let queues = Arc::new(Mutex::new(queues));
@@ -312,6 +343,11 @@ impl MemoryTap {
 }
 
 impl Container {
+    /// Has the interface take merged frames; to be called before a worker gets it.
+    pub fn set_features(&self, features: TapFeatures) {
+        lock(&self.queues).features = features;
+    }
+
     /// Sends a whole frame.
     pub fn send(&self, frame: &[u8]) {
         self.send_with(frame, Offload::default());
@@ -371,6 +407,10 @@ impl Tap for MemoryTap {
             }
         }
         Ok(report)
+    }
+
+    fn features(&self) -> TapFeatures {
+        lock(&self.queues).features
     }
 
     fn as_raw_fd(&self) -> Option<RawFd> {
@@ -505,7 +545,7 @@ mod tests {
                 ..SendReport::default()
             }
         );
-        assert_eq!(send(&mut one, 2, &[0; 3000], Some(1472)).sent, 1);
+        assert_eq!(send(&mut one, 2, &[0; 3000], Some(1472)).sent, 3);
         assert_eq!(
             received(&mut two).iter().map(Vec::len).collect::<Vec<_>>(),
             [1472, 1472, 56]

@@ -15,7 +15,9 @@
 //! What this module does *not* do: look into a payload, or know networks.
 
 mod holder;
+mod message;
 mod receive;
+mod segmentation;
 mod send;
 
 use std::io;
@@ -71,6 +73,12 @@ impl UdpUnderlay {
     #[must_use]
     pub fn receive_buffer(&self) -> usize {
         self.receive.buffer()
+    }
+
+    /// Whether the kernel merges what this socket receives (`UDP_GRO`).
+    #[must_use]
+    pub const fn merges(&self) -> bool {
+        self.receive.merges()
     }
 
     /// The sockets that all workers send by.

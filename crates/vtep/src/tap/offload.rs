@@ -8,9 +8,9 @@
 //!  | flags | gso_type | hdr_len | gso_size | csum_start | csum_offset | num_buffers | frame …
 //! ```
 //!
-//! The container's stack is offered checksum offload (`TUN_F_CSUM`), so its frames arrive with partial
-//! checksums. It is not offered segmentation offload: its frames fit the interface's MTU. Inwards the kernel
-//! takes partial checksums and super-frames whatever is offered.
+//! The container's stack is offered to leave checksums and segmentation to us, as far as the kernel knows how: its
+//! frames arrive with partial checksums, and up to 64 KiB large. Inwards the kernel takes partial checksums and TCP
+//! super-frames whatever is offered, and UDP super-frames where it can also be offered them (Linux 6.2).
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
@@ -19,13 +19,18 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Backend, DEVICE, Failure, OpenTap, TapControl, TapError, failure};
-use crate::edge::{Offload, SendReport, Tap, TapFrame};
+use crate::edge::{Offload, SendReport, Tap, TapFeatures, TapFrame};
 use crate::frame::FrameBuf;
 
 /// Bytes of `virtio_net_hdr_mrg_rxbuf`.
 const VNET_HEADER_LEN: usize = 12;
-/// Slices one frame may have: the vnet header takes one more. Far above what is ever made of an MTU-size frame.
-const SLICES_MAX: usize = 63;
+/// Slices one frame may have; the vnet header takes one more.
+const SLICES_MAX: usize = crate::offload::coalesce::PARTS_MAX + 1;
+/// A batch ends when it has this many bytes: super-frames should still be in a cache when their payload is sent.
+const BATCH_BYTES: usize = 512 << 10;
+
+/// Linux takes these two only together.
+const TUN_F_USO: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// Opens `queues` queues on `ifname`, which is made if it is not there.
 pub(super) fn attach(ifname: &str, queues: usize) -> Result<OpenTap, TapError> {
@@ -49,7 +54,7 @@ pub(super) fn attach(ifname: &str, queues: usize) -> Result<OpenTap, TapError> {
         set_interface(&file, ifname).map_err(open)?;
         // Both belong to the interface, not the queue; setting them again is harmless.
         set_vnet_header_len(&file).map_err(io_error("set the vnet header of"))?;
-        set_offload(&file).map_err(io_error("set the offloads of"))?;
+        let features = offer(&file).map_err(io_error("set the offloads of"))?;
         if control.is_none() {
             control = Some(
                 file.try_clone()
@@ -57,10 +62,13 @@ pub(super) fn attach(ifname: &str, queues: usize) -> Result<OpenTap, TapError> {
                     .into(),
             );
         }
-        opened.push(Box::new(OffloadTap { file }));
+        opened.push(Box::new(OffloadTap { file, features }));
     }
     let control = control.expect("invariant: the loop above ran at least once");
     Ok(OpenTap {
+        features: opened
+            .first()
+            .map_or_else(TapFeatures::default, |queue| queue.features()),
         queues: opened,
         control: TapControl::new(control),
     })
@@ -69,12 +77,15 @@ pub(super) fn attach(ifname: &str, queues: usize) -> Result<OpenTap, TapError> {
 /// One queue of a multi-queue TAP.
 struct OffloadTap {
     file: File,
+    features: TapFeatures,
 }
 
 impl Tap for OffloadTap {
     fn recv(&mut self, bufs: &mut [FrameBuf]) -> io::Result<usize> {
-        let mut count = 0;
-        while let Some(buf) = bufs.get_mut(count) {
+        let (mut count, mut bytes) = (0, 0);
+        while bytes < BATCH_BYTES
+            && let Some(buf) = bufs.get_mut(count)
+        {
             let mut header = [0u8; VNET_HEADER_LEN];
             let read = (&self.file)
                 .read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buf.space())]);
@@ -82,6 +93,7 @@ impl Tap for OffloadTap {
                 Ok(length) if length > VNET_HEADER_LEN => {
                     buf.set_frame(length - VNET_HEADER_LEN, parse_vnet_header(header));
                     count += 1;
+                    bytes += length;
                 }
                 // The kernel hands over whole frames; one without a byte of frame is nothing to carry.
                 Ok(_) => {}
@@ -125,6 +137,10 @@ impl Tap for OffloadTap {
         Ok(report)
     }
 
+    fn features(&self) -> TapFeatures {
+        self.features
+    }
+
     fn as_raw_fd(&self) -> Option<RawFd> {
         Some(self.file.as_raw_fd())
     }
@@ -162,13 +178,43 @@ fn set_vnet_header_len(queue: &File) -> io::Result<()> {
     }
 }
 
-fn set_offload(queue: &File) -> io::Result<()> {
+/// Offers the container's stack all the work that this kernel lets us take, and says what that is.
+///
+/// Everything is asked for first, so that taking up a live interface never switches anything off; what an older kernel
+/// refuses is then found one by one.
+fn offer(queue: &File) -> io::Result<TapFeatures> {
+    use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6};
+    let all = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | TUN_F_USO;
+    let mut taken = all;
+    if set_offload(queue, all).is_err() {
+        // Without this one there is no other.
+        set_offload(queue, TUN_F_CSUM)?;
+        taken = TUN_F_CSUM;
+        for one in [TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO] {
+            if set_offload(queue, taken | one).is_ok() {
+                taken |= one;
+            }
+        }
+        // The last to be tried may have been refused.
+        set_offload(queue, taken)?;
+    }
+    let has = |flags| taken & flags == flags;
+    Ok(TapFeatures {
+        checksum: has(TUN_F_CSUM),
+        tcp4: has(TUN_F_TSO4),
+        tcp6: has(TUN_F_TSO6),
+        tcp_ecn: has(TUN_F_TSO_ECN),
+        udp: has(TUN_F_USO),
+    })
+}
+
+fn set_offload(queue: &File, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours. No safe wrapper exists.
     let result = unsafe {
         libc::ioctl(
             queue.as_raw_fd(),
             libc::TUNSETOFFLOAD,
-            libc::c_ulong::from(libc::TUN_F_CSUM),
+            libc::c_ulong::from(flags),
         )
     };
     if result < 0 {

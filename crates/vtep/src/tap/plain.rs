@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tun_tap::{Iface, Mode};
 
 use super::{Backend, Failure, OpenTap, TapControl, TapError, failure};
-use crate::edge::{Offload, SendReport, Tap, TapFrame};
+use crate::edge::{Offload, SendReport, Tap, TapFeatures, TapFrame};
 use crate::frame::FrameBuf;
 
 /// Opens the one queue of `ifname`, which is made if it is not there, and hands it to all workers.
@@ -45,6 +45,7 @@ pub(super) fn attach(ifname: &str, workers: usize, reader: usize) -> Result<Open
         .collect();
     Ok(OpenTap {
         queues,
+        features: TapFeatures::default(),
         control: TapControl::new(control),
     })
 }

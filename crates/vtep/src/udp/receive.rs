@@ -1,4 +1,5 @@
-//! Receiving: one socket a worker, many datagrams a system call.
+//! Receiving: one socket a worker, many datagrams a system call, and in each buffer perhaps many datagrams of one sender
+//! (`UDP_GRO`).
 #![allow(unsafe_code)]
 
 use std::io;
@@ -12,15 +13,17 @@ use socket2::Socket;
 use super::{BUFFER_BYTES, bind, forbid_fragments};
 use crate::frame::DatagramBuf;
 
-/// Datagrams taken by one `recvmmsg`.
+/// Buffers filled by one `recvmmsg`.
 const BATCH: usize = 64;
 
-/// Room for the ancillary data of one datagram, aligned as a `cmsghdr`: the traffic class is an int at most, `CMSG_SPACE(4)` = 24.
+/// Room for the ancillary data of one datagram, aligned as a `cmsghdr`: traffic class and segment size are an int each at most,
+/// `CMSG_SPACE(4)` = 24.
 type Control = [u64; 8];
 
 /// One worker's receive socket.
 pub(super) struct ReceiveSocket {
     socket: Socket,
+    merges: bool,
 }
 
 impl ReceiveSocket {
@@ -36,7 +39,14 @@ impl ReceiveSocket {
             SocketAddr::V6(_) => socket.set_recv_tclass_v6(true)?,
         }
         forbid_fragments(&socket, address.ip())?;
-        Ok(Self { socket })
+        // Linux 5.0; without it each buffer holds one datagram.
+        let merges = merge_datagrams(&socket).is_ok();
+        Ok(Self { socket, merges })
+    }
+
+    /// Whether the kernel puts several datagrams into one buffer.
+    pub(super) const fn merges(&self) -> bool {
+        self.merges
     }
 
     /// The receive buffer the kernel granted, in bytes.
@@ -109,7 +119,9 @@ impl ReceiveSocket {
             let whole = header.msg_flags & libc::MSG_TRUNC == 0;
             buf.set_payload(if whole { length } else { 0 }, from);
             // SAFETY: `header` was filled by the kernel just now, and its control area is still alive.
-            buf.ecn = unsafe { traffic_class(header) } & 0b11;
+            let (class, segment_size) = unsafe { ancillary(header) };
+            buf.ecn = class & 0b11;
+            buf.segment_size = segment_size;
         }
         Ok(count)
     }
@@ -182,29 +194,55 @@ unsafe fn socket_address(
     SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
 }
 
-/// The outer TOS or traffic class that came with a datagram; 0 when none did.
+/// The outer TOS or traffic class that came with a datagram, 0 when none did; and the size of each datagram, when several
+/// lie in one buffer.
 ///
 /// # Safety
 /// `header` was filled by a successful `recvmsg` or `recvmmsg`, and its control area is alive.
-unsafe fn traffic_class(header: &libc::msghdr) -> u8 {
+unsafe fn ancillary(header: &libc::msghdr) -> (u8, Option<u16>) {
+    let (mut class, mut segment_size) = (0, None);
     // SAFETY: the kernel wrote a well-formed control area of `msg_controllen` bytes; CMSG_FIRSTHDR and CMSG_NXTHDR
     // stay inside it. No safe iterator for it exists in our dependencies that doesn't own the system call.
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(header);
         while let Some(cmsg) = next.as_ref() {
+            let int = || libc::CMSG_DATA(cmsg).cast::<libc::c_int>().read_unaligned();
             match (cmsg.cmsg_level, cmsg.cmsg_type) {
                 // ip(7): one byte.
-                (libc::IPPROTO_IP, libc::IP_TOS) => return libc::CMSG_DATA(cmsg).read(),
+                (libc::IPPROTO_IP, libc::IP_TOS) => class = libc::CMSG_DATA(cmsg).read(),
                 // ipv6(7): an int, 0 to 255.
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                    let class = libc::CMSG_DATA(cmsg).cast::<libc::c_int>().read_unaligned();
-                    return u8::try_from(class).unwrap_or(0);
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => class = u8::try_from(int()).unwrap_or(0),
+                // udp_cmsg_recv: an int.
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    segment_size = u16::try_from(int()).ok().filter(|size| *size > 0);
                 }
                 _ => {}
             }
             next = libc::CMSG_NXTHDR(header, cmsg);
         }
-        0
+    }
+    (class, segment_size)
+}
+
+/// Has the kernel merge datagrams of one sender and one size.
+fn merge_datagrams(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>())
+        .expect("invariant: an int has four bytes");
+    // SAFETY: the kernel reads one int from our stack. Neither socket2 nor rustix has this option.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_GRO,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }
 

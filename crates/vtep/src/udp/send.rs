@@ -4,38 +4,37 @@
 //! takes memory; ICMP errors about what they sent still reach their error queues, are thrown away there, and never stop a
 //! batch. The kernel itself notes a smaller path MTU in its route cache, which makes the next oversized send fail with
 //! `EMSGSIZE`.
+//!
+//! One message may be cut to many datagrams by the kernel (`UDP_SEGMENT`), which saves each but the first the way through its
+//! stack. What a message may hold is in `segmentation.rs`; what it refuses goes again as single datagrams.
 #![allow(unsafe_code)]
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io;
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use socket2::{SockFilter, Socket};
 
+use super::message::Envelope;
 use super::receive::is_icmp;
+use super::segmentation::{Segmentation, is_refusal, pieces, singles};
 use super::{BUFFER_BYTES, bind, forbid_fragments};
 use crate::edge::{Datagram, SendReport};
 use crate::flow::{SOURCE_PORTS, source_port_index};
 
-/// Datagrams handed over by one `sendmmsg`.
+/// Messages handed over by one `sendmmsg`.
 const BATCH: usize = 64;
 /// RFC 7348 §5: source ports should lie in the dynamic range.
 const FIRST_PORT: u16 = 49_152;
-/// Room for one `cmsghdr` with an int: `CMSG_SPACE(4)`.
-const CONTROL_LEN: usize = 24;
-
-/// `msg_control` must be aligned as a `cmsghdr`.
-#[repr(align(8))]
-#[derive(Clone, Copy)]
-struct Control([u8; CONTROL_LEN]);
 
 /// The send sockets of one VTEP address.
 pub struct SendSockets {
     sockets: Vec<Socket>,
+    segmentation: Segmentation,
 }
 
 impl SendSockets {
@@ -66,7 +65,17 @@ impl SendSockets {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { sockets })
+        let segmentation = Segmentation::probe(&sockets[0]);
+        Ok(Self {
+            sockets,
+            segmentation,
+        })
+    }
+
+    /// How many datagrams the kernel cuts one message into, at most; 1 when it doesn't know how to.
+    #[must_use]
+    pub const fn segments_max(&self) -> usize {
+        self.segmentation.segments_max()
     }
 
     /// Sends the datagrams, those of one flow in their order.
@@ -92,7 +101,12 @@ impl SendSockets {
         // Socket first, then place in the batch: an unstable sort keeps each flow's order all the same.
         order.sort_unstable();
         for share in order.chunk_by(|one, other| one.0 == other.0) {
-            send_share(&self.sockets[usize::from(share[0].0)], chunk, share, report);
+            let socket = &self.sockets[usize::from(share[0].0)];
+            let mut batch = Batch::new(socket, &self.segmentation);
+            for &(_, index) in share {
+                batch.add(&chunk[usize::from(index)], report);
+            }
+            batch.flush(report);
         }
     }
 }
@@ -152,137 +166,119 @@ fn drain_errors(socket: &Socket) {
     }
 }
 
-/// A remote's address as the kernel reads it.
-#[derive(Clone, Copy)]
-union Name {
-    v4: libc::sockaddr_in,
-    v6: libc::sockaddr_in6,
+/// Messages for one socket, gathered for one system call.
+struct Batch<'a> {
+    socket: &'a Socket,
+    segmentation: &'a Segmentation,
+    envelopes: [MaybeUninit<Envelope>; BATCH],
+    pieces: [Datagram<'a>; BATCH],
+    used: usize,
 }
 
-/// Sends those datagrams of `chunk` that `share` lists, all by one socket.
-fn send_share(
-    socket: &Socket,
-    chunk: &[Datagram<'_>],
-    share: &[(u8, u8)],
-    report: &mut SendReport,
-) {
-    let mut names = [const { MaybeUninit::<Name>::uninit() }; BATCH];
-    let mut controls = [const { MaybeUninit::<Control>::uninit() }; BATCH];
-    let mut messages = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
-    for (slot, &(_, index)) in share.iter().enumerate() {
-        let datagram = &chunk[usize::from(index)];
-        // SAFETY: zero is a valid value for each field of this plain C struct; libc gives no other constructor for
-        // `msghdr`, which has private padding on some targets.
-        let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
-        let header = &mut message.msg_hdr;
-        let (name, length) = socket_name(datagram.to);
-        header.msg_name = names[slot].write(name) as *mut Name as *mut libc::c_void;
-        header.msg_namelen = length;
-        // `IoSlice` is guaranteed to have the layout of `iovec` on Unix; the kernel only reads through it.
-        header.msg_iov = datagram.slices.as_ptr().cast_mut().cast();
-        header.msg_iovlen = datagram.slices.len() as _;
-        if datagram.ecn & 0b11 != 0 {
-            let control =
-                controls[slot].write(traffic_class(datagram.to.is_ipv6(), datagram.ecn & 0b11));
-            header.msg_control = control as *mut Control as *mut libc::c_void;
-            header.msg_controllen = CONTROL_LEN as _;
-        }
-        messages[slot].write(message);
-    }
-    let mut next = 0;
-    let mut drained = false;
-    while next < share.len() {
-        let rest =
-            u32::try_from(share.len() - next).expect("invariant: a share has at most 64 datagrams");
-        // SAFETY: the messages from `next` to the end of the share were written above, and what they point to (names,
-        // control areas, the datagrams' slices and payloads) lives until this function ends; the kernel reads all
-        // of it and writes only `msg_len`. std, socket2 and rustix have no call for many datagrams at once.
-        let result = unsafe {
-            libc::sendmmsg(
-                socket.as_raw_fd(),
-                messages[next..].as_mut_ptr().cast(),
-                rest,
-                libc::MSG_DONTWAIT as _,
-            )
+impl<'a> Batch<'a> {
+    fn new(socket: &'a Socket, segmentation: &'a Segmentation) -> Self {
+        let nothing = Datagram {
+            to: SocketAddr::from(([0, 0, 0, 0], 0)),
+            flow: 0,
+            ecn: 0,
+            segment_size: None,
+            slices: &[],
         };
-        if let Ok(count) = usize::try_from(result) {
-            report.sent += count;
-            next += count;
-            drained = false;
-            continue;
+        Self {
+            socket,
+            segmentation,
+            envelopes: [MaybeUninit::uninit(); BATCH],
+            pieces: [nothing; BATCH],
+            used: 0,
         }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => continue,
-            // A pending ICMP error is reported in place of this send, which has not been tried: once more, with an empty
-            // error queue. A genuine "unreachable" of this datagram then comes again. EMSGSIZE may be either, too.
-            _ if !drained && (is_icmp(&error) || error.raw_os_error() == Some(libc::EMSGSIZE)) => {
-                drain_errors(socket);
-                drained = true;
+    }
+
+    /// Adds a datagram, as as many messages as it takes. Sends when there is no more room.
+    fn add(&mut self, datagram: &Datagram<'a>, report: &mut SendReport) {
+        let segments_max = self.segmentation.segments_for(datagram.to.ip());
+        for piece in pieces(datagram, segments_max) {
+            if self.used == BATCH {
+                self.flush(report);
+            }
+            self.pieces[self.used] = piece;
+            self.used += 1;
+        }
+    }
+
+    /// Sends what has been added.
+    fn flush(&mut self, report: &mut SendReport) {
+        let mut messages = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
+        for (slot, piece) in self.pieces[..self.used].iter().enumerate() {
+            let envelope = Envelope::new(piece.to, piece.ecn & 0b11, piece.segment_size);
+            messages[slot].write(self.envelopes[slot].write(envelope).message(piece.slices));
+        }
+        let mut next = 0;
+        let mut drained = false;
+        while next < self.used {
+            let rest = u32::try_from(self.used - next)
+                .expect("invariant: a batch has at most 64 messages");
+            // SAFETY: the messages from `next` up to `used` were written above, and what they point to (envelopes in
+            // `self`, the datagrams' slices and payloads) lives and stays until this function ends; the kernel reads all
+            // of it and writes only `msg_len`. std, socket2 and rustix have no call for many datagrams at once.
+            let result = unsafe {
+                libc::sendmmsg(
+                    self.socket.as_raw_fd(),
+                    messages[next..].as_mut_ptr().cast(),
+                    rest,
+                    libc::MSG_DONTWAIT as _,
+                )
+            };
+            if let Ok(count) = usize::try_from(result) {
+                let taken = &self.pieces[next..next + count];
+                report.sent += taken.iter().map(Datagram::count).sum::<usize>();
+                next += count;
+                drained = false;
                 continue;
             }
-            Some(libc::EMSGSIZE) => report.too_big += 1,
-            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => report.full += 1,
-            _ => report.failed += 1,
+            let error = io::Error::last_os_error();
+            let piece = self.pieces[next];
+            match error.raw_os_error() {
+                Some(libc::EINTR) => continue,
+                // A pending ICMP error is reported in place of this send, which has not been tried: once more, with an
+                // empty error queue. A genuine "unreachable" of this datagram then comes again. EMSGSIZE may be either, too.
+                _ if !drained
+                    && (is_icmp(&error) || error.raw_os_error() == Some(libc::EMSGSIZE)) =>
+                {
+                    drain_errors(self.socket);
+                    drained = true;
+                    continue;
+                }
+                Some(errno) if piece.segment_size.is_some() && is_refusal(errno) => {
+                    self.segmentation.give_up(piece.to.ip(), &error);
+                    send_singles(self.socket, self.segmentation, &piece, report);
+                }
+                Some(libc::EMSGSIZE) => report.too_big += piece.count(),
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => report.full += piece.count(),
+                _ => report.failed += piece.count(),
+            }
+            next += 1;
+            drained = false;
         }
-        next += 1;
-        drained = false;
+        self.used = 0;
     }
 }
 
-fn socket_name(to: SocketAddr) -> (Name, libc::socklen_t) {
-    let length = |bytes: usize| {
-        libc::socklen_t::try_from(bytes).expect("invariant: a socket address has at most 28 bytes")
-    };
-    match to {
-        SocketAddr::V4(v4) => {
-            let name = libc::sockaddr_in {
-                sin_family: libc::sa_family_t::try_from(libc::AF_INET)
-                    .expect("invariant: AF_INET is 2"),
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr {
-                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
-                },
-                sin_zero: [0; 8],
-            };
-            (Name { v4: name }, length(size_of::<libc::sockaddr_in>()))
+/// Sends each datagram of a message that the kernel did not want to cut.
+fn send_singles(
+    socket: &Socket,
+    segmentation: &Segmentation,
+    piece: &Datagram<'_>,
+    report: &mut SendReport,
+) {
+    let mut batch = Batch::new(socket, segmentation);
+    for single in singles(piece) {
+        if batch.used == BATCH {
+            batch.flush(report);
         }
-        SocketAddr::V6(v6) => {
-            let name = libc::sockaddr_in6 {
-                sin6_family: libc::sa_family_t::try_from(libc::AF_INET6)
-                    .expect("invariant: AF_INET6 is 10"),
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr {
-                    s6_addr: v6.ip().octets(),
-                },
-                sin6_scope_id: v6.scope_id(),
-            };
-            (Name { v6: name }, length(size_of::<libc::sockaddr_in6>()))
-        }
+        batch.pieces[batch.used] = single;
+        batch.used += 1;
     }
-}
-
-/// One control message that sets the outer TOS or traffic class of one datagram.
-fn traffic_class(v6: bool, class: u8) -> Control {
-    let (level, kind) = if v6 {
-        (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
-    } else {
-        (libc::IPPROTO_IP, libc::IP_TOS)
-    };
-    let mut control = Control([0; CONTROL_LEN]);
-    // SAFETY: the area is zeroed, aligned as a `cmsghdr` and has CMSG_SPACE of an int; CMSG_LEN computes only.
-    // ip(7) and ipv6(7) take an int for both options.
-    unsafe {
-        let header: *mut libc::cmsghdr = control.0.as_mut_ptr().cast();
-        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-        (*header).cmsg_level = level;
-        (*header).cmsg_type = kind;
-        libc::CMSG_DATA(header)
-            .cast::<libc::c_int>()
-            .write_unaligned(libc::c_int::from(class));
-    }
-    control
+    batch.flush(report);
 }
 
 #[cfg(test)]

@@ -1,19 +1,159 @@
-//! What a frame from a remote still needs before a container can take it.
+//! From the underlay to ports: what each datagram's frame still needs before a container can take it.
 //!
 //! A peer on a veth or virtio link leaves two kinds of work to a network card that never comes: checksums that hold only
 //! the pseudo-header's sum, and TCP packets far larger than the MTU ("super-frames"). A port with a vnet header passes
-//! that work on to the container's kernel; for one without, it is done here.
+//! that work on to the container's kernel; for one without, it is done here. What is left are whole frames with verified
+//! checksums, which are merged by flow.
 
-use crate::edge::Offload;
+use std::io;
+
+use super::Worker;
+use super::delivery::{PortQueue, deliver_all, deliver_cut};
+use crate::capture::Place;
+use crate::ecn;
+use crate::edge::{Offload, Underlay};
+use crate::engine::{Arrival, Verdict};
 use crate::offload::checksum::{self, L4};
+use crate::offload::coalesce::Span;
 use crate::offload::fits;
 use crate::offload::segment::SuperFrame;
 use crate::stats::DropReason;
 use crate::tap::Backend;
+use crate::vxlan::{self, Class, HEADER_LEN};
+
+impl<U: Underlay> Worker<U> {
+    /// Takes one batch of datagrams from the underlay. Says whether there was one.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub fn poll_underlay(&mut self) -> io::Result<bool> {
+        let count = self.underlay.recv(&mut self.datagrams)?;
+        if count == 0 {
+            return Ok(false);
+        }
+        let tables = self.config.tables.load();
+        let captures = self.config.captures();
+        let seen = captures.zip(Some(&**tables));
+        let counters = &*self.counters;
+        for index in 0..count {
+            let from = self.datagrams[index].from;
+            let mark = self.datagrams[index].ecn;
+            counters.datagram_bytes_in(self.datagrams[index].payload().len() as u64);
+            // Every datagram of a merged buffer is checked for itself: the kernel knows nothing of what is inside.
+            for range in self.datagrams[index].datagrams() {
+                counters.datagrams_in(1);
+                let payload = &self.datagrams[index].payload()[range.clone()];
+                match vxlan::classify(payload) {
+                    Class::Vxlan => {}
+                    Class::Probe if self.config.probes.handle(from, payload) => continue,
+                    Class::Probe => {
+                        counters.drops(DropReason::UnexpectedProbe, 1);
+                        continue;
+                    }
+                    Class::Unknown => {
+                        counters.drops(DropReason::NoVniFlag, 1);
+                        continue;
+                    }
+                }
+                let Arrival {
+                    verdict,
+                    vni,
+                    frame,
+                } = self.engine.handle_datagram(&tables, from, payload);
+                if let (Some(captures), Some(vni)) = (captures, vni) {
+                    captures.offer(Place::FromRemote(from), vni, frame);
+                }
+                // One port may have its kernel do the rest; for several it is done once, here.
+                let (ports, several) = match &verdict {
+                    Verdict::Deliver { port } => (std::slice::from_ref(port), false),
+                    Verdict::Flood { ports, .. } => {
+                        counters.floods(1);
+                        (*ports, true)
+                    }
+                    Verdict::Drop(reason) => {
+                        counters.drops(*reason, 1);
+                        continue;
+                    }
+                    Verdict::Send { .. } | Verdict::Answer { .. } => {
+                        // Split horizon, and nothing that a remote sends is answered: the engine never says this.
+                        counters.drops(DropReason::SplitHorizon, 1);
+                        continue;
+                    }
+                };
+                let span = Span {
+                    buffer: index,
+                    start: range.start + HEADER_LEN,
+                    len: range.len() - HEADER_LEN,
+                };
+                let inner = span.start..range.end;
+                let frame = &mut self.datagrams[index].payload_mut()[inner.clone()];
+                if let Err(reason) = ecn::decapsulate(frame, mark) {
+                    counters.drops(reason, 1);
+                    continue;
+                }
+                for port in ports {
+                    let Some(&place) = self.places.get(port) else {
+                        counters.drops(DropReason::NoQueue, 1);
+                        continue;
+                    };
+                    let PortQueue {
+                        backend,
+                        mtu,
+                        features,
+                        ..
+                    } = self.ports[place];
+                    let backend = if several { Backend::Plain } else { backend };
+                    let frame = &mut self.datagrams[index].payload_mut()[inner.clone()];
+                    let handover = prepare(frame, backend, mtu);
+                    let (frame, datagrams) = (
+                        &self.datagrams[index].payload()[inner.clone()],
+                        &self.datagrams,
+                    );
+                    let buffer = |index: usize| datagrams[index].payload();
+                    let deliveries = &mut self.deliveries;
+                    if deliveries.is_full() {
+                        deliver_all(&mut self.ports, deliveries, counters, seen, buffer);
+                    }
+                    match handover {
+                        Ok(Handover::Merge(offload)) => {
+                            deliveries.push(place, span, frame, offload, features);
+                        }
+                        Ok(Handover::Whole(offload)) => {
+                            deliveries.push_whole(place, span, frame, offload);
+                        }
+                        Ok(Handover::Cut) => {
+                            // What came before it goes before it.
+                            deliver_all(&mut self.ports, deliveries, counters, seen, buffer);
+                            match SuperFrame::merged_by_peer(frame, mtu) {
+                                Ok(cut) => {
+                                    let port = &mut self.ports[place];
+                                    deliver_cut(port, &cut, frame, counters, seen);
+                                }
+                                Err(reason) => counters.drops(reason, 1),
+                            }
+                        }
+                        Err(reason) => counters.drops(reason, 1),
+                    }
+                }
+            }
+        }
+        let datagrams = &self.datagrams;
+        deliver_all(
+            &mut self.ports,
+            &mut self.deliveries,
+            counters,
+            seen,
+            |index| datagrams[index].payload(),
+        );
+        Ok(true)
+    }
+}
 
 /// How a container can take a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Handover {
+enum Handover {
+    /// Merged with others, if it can be; else its kernel does what is asked.
+    Merge(Offload),
     /// As it is; its kernel does what is asked.
     Whole(Offload),
     /// Cut to segments by us.
@@ -23,21 +163,17 @@ pub(super) enum Handover {
 /// Says how a port can take `frame`. Completes a partial checksum in place where the container's kernel can't.
 ///
 /// # Errors
-/// See [`SuperFrame::parse`]; also [`DropReason::Oversize`] for what is too large and has no partial checksum: it did not come
-/// from a stack that counts on segmentation.
-pub(super) fn prepare(
-    frame: &mut [u8],
-    backend: Backend,
-    mtu: u16,
-) -> Result<Handover, DropReason> {
+/// See [`SuperFrame::merged_by_peer`]; also [`DropReason::Oversize`] for what is too large and has no partial checksum: it did not
+/// come from a stack that counts on segmentation.
+fn prepare(frame: &mut [u8], backend: Backend, mtu: u16) -> Result<Handover, DropReason> {
     let checksum = checksum::inspect(frame);
     match (checksum, fits(frame, mtu), backend) {
         (L4::Partial { start, offset }, true, Backend::Offload) => {
-            Ok(Handover::Whole(partial(start, offset)))
+            Ok(Handover::Merge(Offload::partial(start, offset)))
         }
-        (L4::Partial { start, offset }, false, Backend::Offload) => {
-            let super_frame = SuperFrame::parse(frame, mtu)?;
-            Ok(Handover::Whole(super_frame.offload(partial(start, offset))))
+        (L4::Partial { .. }, false, Backend::Offload) => {
+            let super_frame = SuperFrame::merged_by_peer(frame, mtu)?;
+            Ok(Handover::Whole(super_frame.offload()))
         }
         (L4::Partial { start, offset }, true, Backend::Plain) => {
             let completed = checksum::complete(frame, start, offset);
@@ -45,29 +181,16 @@ pub(super) fn prepare(
             Ok(Handover::Whole(Offload::default()))
         }
         (L4::Partial { .. }, false, Backend::Plain) => {
-            SuperFrame::parse(frame, mtu)?;
-            Ok(Handover::Cut)
+            SuperFrame::merged_by_peer(frame, mtu).map(|_| Handover::Cut)
         }
         (_, false, _) => Err(DropReason::Oversize),
         // Verified here, so the container's kernel need not sum it again.
-        (L4::Valid, true, Backend::Offload) => {
-            let flags = Offload::DATA_VALID;
-            Ok(Handover::Whole(Offload {
-                flags,
-                ..Offload::default()
-            }))
-        }
+        (L4::Valid, true, Backend::Offload) => Ok(Handover::Merge(Offload {
+            flags: Offload::DATA_VALID,
+            ..Offload::default()
+        })),
         // A wrong one is the container's to see, as it would be on a wire.
         (L4::None | L4::Valid | L4::Bad, true, _) => Ok(Handover::Whole(Offload::default())),
-    }
-}
-
-fn partial(start: u16, offset: u16) -> Offload {
-    Offload {
-        flags: Offload::NEEDS_CSUM,
-        csum_start: start,
-        csum_offset: offset,
-        ..Offload::default()
     }
 }
 
@@ -117,7 +240,7 @@ mod tests {
         for (v6, start) in [(false, 34), (true, 54)] {
             let mut frame = partial_frame(v6, 100);
             let handover = prepare(&mut frame, Backend::Offload, 1450);
-            assert_eq!(handover, Ok(Handover::Whole(partial(start, 16))));
+            assert_eq!(handover, Ok(Handover::Merge(Offload::partial(start, 16))));
             assert_eq!(frame, partial_frame(v6, 100));
             let handover = prepare(&mut frame, Backend::Plain, 1450);
             assert_eq!(handover, Ok(Handover::Whole(Offload::default())));
@@ -168,7 +291,7 @@ mod tests {
         };
         assert_eq!(
             prepare(&mut frame, Backend::Offload, 1450),
-            Ok(Handover::Whole(valid))
+            Ok(Handover::Merge(valid))
         );
         frame[60] ^= 1;
         let unchecked = Ok(Handover::Whole(Offload::default()));
