@@ -372,4 +372,114 @@ mod tests {
             DropReason::Oversize
         );
     }
+
+    #[test]
+    fn udp_is_cut_as_a_container_asks() {
+        for (v6, len) in [(false, 3000), (true, 2800), (true, 100)] {
+            let payload: Vec<u8> = (0..=250).cycle().take(len).collect();
+            let mut frame = Vec::new();
+            let builder = PacketBuilder::ethernet2([2; 6], [4; 6]);
+            let builder = if v6 {
+                builder.ipv6([1; 16], [2; 16], 64)
+            } else {
+                builder.ipv4([10, 0, 9, 2], [10, 0, 9, 3], 64)
+            };
+            builder.udp(1, 2).write(&mut frame, &payload).unwrap();
+            let l4_at = if v6 { 54 } else { 34 };
+            let offload = Offload {
+                gso_type: Offload::GSO_UDP_L4,
+                gso_size: 1400,
+                ..Offload::partial(l4_at, 6)
+            };
+            let cut = SuperFrame::requested(&frame, &offload, 1450).unwrap();
+            assert_eq!(
+                (cut.count(), cut.headers_len()),
+                (len.div_ceil(1400), usize::from(l4_at) + 8)
+            );
+            let mut together = Vec::new();
+            for index in 0..cut.count() {
+                let mut segment = vec![0; cut.headers_len()];
+                let part = cut.write_headers(index, &mut segment);
+                segment.extend(part);
+                assert_eq!(inspect(&segment), L4::Valid);
+                let sliced = SlicedPacket::from_ethernet(&segment).unwrap();
+                let Some(TransportSlice::Udp(udp)) = sliced.transport else {
+                    panic!("UDP is gone")
+                };
+                assert_eq!(usize::from(udp.length()), 8 + udp.payload().len());
+                together.extend_from_slice(udp.payload());
+            }
+            assert_eq!(together, payload);
+        }
+    }
+
+    #[test]
+    fn a_vnet_header_that_does_not_fit_its_frame_is_refused() {
+        // Conformance H7.
+        let frame = super_frame(false, false, &[0; 3000]);
+        let good = Offload {
+            gso_type: Offload::GSO_TCPV4,
+            gso_size: 1410,
+            ..Offload::partial(34, 16)
+        };
+        assert!(SuperFrame::requested(&frame, &good, 1450).is_ok());
+        for (bad, why) in [
+            (
+                Offload {
+                    gso_type: Offload::GSO_TCPV6,
+                    ..good
+                },
+                "other family",
+            ),
+            (
+                Offload {
+                    gso_type: Offload::GSO_UDP_L4,
+                    ..good
+                },
+                "other protocol",
+            ),
+            (
+                Offload {
+                    gso_type: 3,
+                    ..good
+                },
+                "a type that was never offered",
+            ),
+            (
+                Offload {
+                    gso_size: 0,
+                    ..good
+                },
+                "segments of nothing",
+            ),
+            (
+                Offload {
+                    gso_size: 1411,
+                    ..good
+                },
+                "segments above the MTU",
+            ),
+            (
+                Offload {
+                    csum_start: 36,
+                    ..good
+                },
+                "checksum from elsewhere",
+            ),
+            (
+                Offload {
+                    csum_offset: 6,
+                    ..good
+                },
+                "checksum to elsewhere",
+            ),
+            (Offload { flags: 0, ..good }, "no checksum"),
+        ] {
+            let refused = SuperFrame::requested(&frame, &bad, 1450);
+            assert_eq!(refused.unwrap_err(), DropReason::BadOffload, "{why}");
+        }
+        let empty = super_frame(false, false, &[]);
+        let refused = SuperFrame::requested(&empty, &good, 1450);
+        assert_eq!(refused.unwrap_err(), DropReason::BadOffload);
+    }
 }
