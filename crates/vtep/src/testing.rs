@@ -273,17 +273,16 @@ impl Underlay for MemoryUnderlay {
                 .segment_size
                 .map_or(payload.len(), usize::from)
                 .max(1);
-            if segment.min(payload.len()) + Self::headers(datagram.to)
-                > usize::from(state.faults.mtu)
-            {
-                report.too_big += datagram.count();
-                continue;
-            }
-            report.sent += datagram.count();
             let index =
                 u16::try_from(flow::source_port_index(datagram.flow)).map_err(io::Error::other)?;
             let from = SocketAddr::new(self.addr.ip(), 49_152 + index);
+            // Each is judged for itself, as when the kernel refuses to cut and they are sent one by one.
             for payload in payload.chunks(segment) {
+                if payload.len() + Self::headers(datagram.to) > usize::from(state.faults.mtu) {
+                    report.too_big += 1;
+                    continue;
+                }
+                report.sent += 1;
                 state.carry(Seen {
                     from,
                     to: datagram.to,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use vtep::arp::Arp;
-use vtep::edge::{Datagram, Offload, SendReport, Tap, TapFrame, Underlay};
+use vtep::edge::{Datagram, Offload, SendReport, Tap, TapFeatures, TapFrame, Underlay};
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter};
 use vtep::frame::{DatagramBuf, FrameBuf};
 use vtep::stats::{Counters, DropReason};
@@ -80,10 +80,18 @@ impl Tap for Repeating {
         })
     }
 
+    fn features(&self) -> TapFeatures {
+        TapFeatures::ALL
+    }
+
     fn as_raw_fd(&self) -> Option<RawFd> {
         None
     }
 }
+
+/// A payload longer than this is one of several datagrams of [`SEGMENT`] bytes, as `UDP_GRO` delivers them.
+const MERGED: usize = 2_000;
+const SEGMENT: u16 = 8 + 42 + 1_000;
 
 /// A wire that brings the same datagrams in every round, and takes any.
 struct Wire {
@@ -95,13 +103,14 @@ impl Underlay for Wire {
         for (buf, (from, payload)) in bufs.iter_mut().zip(&self.datagrams) {
             buf.space()[..payload.len()].copy_from_slice(payload);
             buf.set_payload(payload.len(), *from);
+            buf.segment_size = (payload.len() > MERGED).then_some(SEGMENT);
         }
         Ok(self.datagrams.len().min(bufs.len()))
     }
 
     fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<SendReport> {
         Ok(SendReport {
-            sent: datagrams.len(),
+            sent: datagrams.iter().map(Datagram::count).sum(),
             ..SendReport::default()
         })
     }
@@ -124,6 +133,34 @@ fn udp(source: MacAddr, destination: MacAddr, from: u8) -> Vec<u8> {
         .write(&mut frame, &[7; 1_000])
         .unwrap();
     frame
+}
+
+fn super_frame(to: MacAddr, tcp: bool) -> (Vec<u8>, Offload) {
+    let builder =
+        PacketBuilder::ethernet2(OWN.octets(), to.octets()).ipv4([10, 0, 9, 2], [10, 0, 9, 9], 64);
+    let mut frame = Vec::new();
+    let (gso_type, csum_offset) = if tcp {
+        builder
+            .tcp(1, 2, 3, 4)
+            .ack(5)
+            .write(&mut frame, &[7; 60_000])
+    } else {
+        builder.udp(1, 2).write(&mut frame, &[7; 60_000])
+    }
+    .map(|()| {
+        if tcp {
+            (Offload::GSO_TCPV4, 16)
+        } else {
+            (Offload::GSO_UDP_L4, 6)
+        }
+    })
+    .unwrap();
+    let offload = Offload {
+        gso_type,
+        gso_size: 1_000,
+        ..Offload::partial(34, csum_offset)
+    };
+    (frame, offload)
 }
 
 fn from_container() -> Vec<(Vec<u8>, Offload)> {
@@ -162,6 +199,15 @@ fn from_container() -> Vec<(Vec<u8>, Offload)> {
     .map(|frame| (frame, Offload::default()))
     .into();
     frames.push((udp(OWN, FAR, 2), partial));
+    // Super-frames: to a remote, to a port here that takes none, to everybody.
+    for (to, tcp) in [
+        (FAR, true),
+        (FAR, false),
+        (NEIGHBOR, true),
+        (MacAddr::BROADCAST, false),
+    ] {
+        frames.push(super_frame(to, tcp));
+    }
     frames.push((
         udp(OWN, FAR, 2),
         Offload {
@@ -229,6 +275,8 @@ fn a_warm_worker_allocates_nothing() {
         (stranger, encapsulated(&udp(FAR, OWN, 4))),
         (remote, encapsulated(&udp(NEIGHBOR, OWN, 4))),
         (remote, vec![8]),
+        (remote, encapsulated(&udp(FAR, OWN, 4)).repeat(50)),
+        (remote, encapsulated(&udp(FAR, NEIGHBOR, 4)).repeat(50)),
     ];
     let mut worker = Worker::new(Wire { datagrams }, WorkerConfig::new(writer.shared()));
     let frames = from_container();
