@@ -723,7 +723,7 @@ mod tests {
             .collect();
         assert_eq!(sizes(&frames), [66 + 1000, 42 + 500]);
         let mut coalescer = Coalescer::new();
-        for (buffer, frame) in [UDP.clone(), UDP]
+        for (buffer, frame) in [UDP, UDP]
             .map(|mut udp| udp.frame(false, b"x"))
             .iter()
             .enumerate()
@@ -767,9 +767,9 @@ mod tests {
         let mut fragment = next.clone();
         fragment[20] = 0x20;
         assert_eq!(sizes(&[first.clone(), fragment, next.clone()]), [166; 3]);
-        let ack = TCP.clone().frame(false, &[]);
+        let ack = { TCP }.frame(false, &[]);
         assert_eq!(sizes(&[ack.clone(), ack]), [66, 66]);
-        let mut unsummed = UDP.clone().frame(false, b"x");
+        let mut unsummed = { UDP }.frame(false, b"x");
         unsummed[40..42].fill(0);
         assert_eq!(sizes(&[unsummed.clone(), unsummed]), [43, 43]);
     }
@@ -791,9 +791,7 @@ mod tests {
         assert_eq!(sizes(&frames), [66 + 65_000, 66 + 35_000]);
         let frames: Vec<_> = (0..200).map(|_| tcp.frame(false, &[0; 10])).collect();
         assert_eq!(sizes(&frames), [66 + 1280, 66 + 720]);
-        let frames: Vec<_> = (0..100)
-            .map(|_| UDP.clone().frame(false, &[0; 10]))
-            .collect();
+        let frames: Vec<_> = (0..100).map(|_| { UDP }.frame(false, &[0; 10])).collect();
         assert_eq!(sizes(&frames), [42 + 640, 42 + 360]);
     }
 

@@ -18,6 +18,11 @@ use crate::stats::DropReason;
 /// The longest headers that are cut: Ethernet with two tags, IP with options or extensions, and the longest TCP header.
 pub const MAX_HEADERS: usize = 256;
 
+/// Segments of one TCP packet, at most: a full one at the smallest MSS that Linux uses (`tcp_min_snd_mss`), less options.
+const TCP_SEGMENTS_MAX: usize = 65_535 / 32;
+/// Segments of one UDP packet, at most (Linux's `UDP_MAX_SEGMENTS`).
+const UDP_SEGMENTS_MAX: usize = 128;
+
 /// TCP's flags in the 14th byte of its header (RFC 9293 §3.1).
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -74,7 +79,12 @@ impl<'a> SuperFrame<'a> {
             && offload.needs_checksum()
             && usize::from(offload.csum_start) == this.l4_at
             && usize::from(offload.csum_offset) == this.kind.checksum_at();
-        if agrees && fits && this.segment_len > 0 && !this.payload.is_empty() {
+        // One frame must not become a flood, whatever a container writes into a packet socket.
+        let most = match this.kind {
+            Kind::Tcp => TCP_SEGMENTS_MAX,
+            Kind::Udp => UDP_SEGMENTS_MAX,
+        };
+        if agrees && fits && this.segment_len > 0 && (1..=most).contains(&this.count()) {
             Ok(this)
         } else {
             Err(DropReason::BadOffload)
@@ -458,6 +468,13 @@ mod tests {
                     ..good
                 },
                 "segments above the MTU",
+            ),
+            (
+                Offload {
+                    gso_size: 1,
+                    ..good
+                },
+                "a flood of segments",
             ),
             (
                 Offload {
