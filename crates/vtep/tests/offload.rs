@@ -337,6 +337,43 @@ fn ordinary_frames_of_one_flow_arrive_merged_and_in_order() {
 }
 
 #[test]
+fn frames_padded_on_the_way_arrive_as_they_were() {
+    for backend in [Backend::Offload, Backend::Plain] {
+        let mut cluster = Cluster::new(backend);
+        let sent: Vec<_> = (0..100u8)
+            .map(|number| {
+                let len = 64 + usize::from(number) * 37 % 199;
+                let (mut frame, _) = super_frame(KINDS[2], mac(2), &vec![number; len]);
+                frame[40] ^= 0x55;
+                frame
+            })
+            .collect();
+        for frame in &sent {
+            cluster.container(1).send(frame);
+        }
+        cluster.run();
+        let seen = cluster.wire.take_seen();
+        assert!(
+            seen.iter()
+                .zip(&sent)
+                .any(|(seen, frame)| seen.payload.len() > 8 + frame.len())
+        );
+        let got: Vec<u8> = cluster
+            .container(2)
+            .take()
+            .iter()
+            .flat_map(|(frame, _)| carried(frame))
+            .collect();
+        assert_eq!(
+            got,
+            sent.iter()
+                .flat_map(|frame| carried(frame))
+                .collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
 fn what_the_wire_does_to_segments_never_mixes_bytes() {
     let mut cluster = Cluster::new(Backend::Offload);
     cluster.wire.set_faults(Faults {

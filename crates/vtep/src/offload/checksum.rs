@@ -93,7 +93,7 @@ pub fn complete(frame: &mut [u8], start: u16, offset: u16) -> bool {
 }
 
 /// Where the IP packet in a frame ends: an Ethernet frame may be padded behind it.
-fn ip_end(frame: &[u8]) -> Option<usize> {
+pub(crate) fn ip_end(frame: &[u8]) -> Option<usize> {
     let view = Frame::parse(frame)?;
     let packet = Packet::parse(&view).ok().flatten()?;
     Some(view.payload_offset() + packet.body_offset + packet.body.len())

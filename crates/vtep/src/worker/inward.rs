@@ -80,12 +80,14 @@ impl<U: Underlay> Worker<U> {
                         continue;
                     }
                 };
+                // A sender may have padded it to the length of its neighbours.
+                let len = checksum::ip_end(frame).unwrap_or(frame.len());
                 let span = Span {
                     buffer: index,
                     start: range.start + HEADER_LEN,
-                    len: range.len() - HEADER_LEN,
+                    len,
                 };
-                let inner = span.start..range.end;
+                let inner = span.start..span.start + len;
                 let frame = &mut self.datagrams[index].payload_mut()[inner.clone()];
                 if let Err(reason) = ecn::decapsulate(frame, mark) {
                     counters.drops(reason, 1);

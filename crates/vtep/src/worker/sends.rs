@@ -1,12 +1,15 @@
 //! What goes to other hosts: ordinary frames in runs, super-frames cut to segments.
 //!
 //! ```text
-//! run           | VXLAN frame | VXLAN frame | …                     one message for one remote, source port and ECN mark
+//! run           | VXLAN frame | VXLAN frame, padding | …            one message for one remote, source port and ECN mark
 //! super-frame   | VXLAN headers 0 | payload 0 | VXLAN headers 1 | payload 1 | …
 //! ```
 //!
-//! Frames of a run are of one length, the last may be shorter; the underlay sends it as one message (`UDP_SEGMENT`). Payload is never
-//! copied: it lies in the buffers that the batch was read into. Headers of segments are written into one buffer.
+//! Datagrams of a run are of one length, the last may be shorter; the underlay sends it as one message (`UDP_SEGMENT`). IP frames
+//! of a run that are shorter are padded, as Ethernet frames may be: every receiver cuts an IP packet to its own length. A message
+//! costs far more than some bytes, as long as packets are small, so padding is bounded by a share of the run ([`PADDED_MAX`]).
+//!
+//! Payload is never copied: it lies in the buffers that the batch was read into. Headers of segments are written into one buffer.
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -27,6 +30,11 @@ use crate::vxlan::{HEADER_LEN, Header};
 const SENDS_MAX: usize = 1024;
 /// Segments whose headers are written at once: all of a 64 KiB frame at an MTU of 1,450 or more.
 const SEGMENTS: usize = 64;
+
+/// How many bytes a padded run may take for each 100 of its frames.
+const PADDED_MAX: usize = 150;
+/// What is put behind frames.
+static PADDING: [u8; 1_500] = [0; 1_500];
 
 /// A frame of the batch that goes to a remote.
 #[derive(Clone, Copy)]
@@ -78,32 +86,49 @@ impl Sends {
             )
         });
         for batch in self.list.chunks(BATCH) {
-            let mut slices = [IoSlice::new(&[]); BATCH];
-            let mut bytes = 0;
-            for (slice, outgoing) in slices.iter_mut().zip(batch) {
-                let payload = frames[outgoing.frame].datagram();
-                *slice = IoSlice::new(payload);
-                bytes += payload.len();
-            }
-            let mut datagrams = [NOTHING; BATCH];
-            let mut used = 0;
-            let mut start = 0;
+            let mut slices = [IoSlice::new(&[]); 2 * BATCH];
+            // Of each run: the first frame, where its slices end, and the length of its datagrams.
+            let mut runs = [(0, 0, 0); BATCH];
+            let (mut runs_used, mut slices_used, mut bytes, mut start) = (0, 0, 0, 0);
             while start < batch.len() {
-                let first = &batch[start];
-                let mark = ecn::of_frame(frames[first.frame].frame());
-                let len = slices[start].len();
-                let end = end_of_run(frames, batch, start, mark);
-                datagrams[used] = Datagram {
-                    to: first.to,
-                    flow: first.flow,
-                    ecn: mark,
-                    segment_size: u16::try_from(len).ok().filter(|_| end - start > 1),
-                    slices: &slices[start..end],
-                };
-                used += 1;
+                let (end, size) = run(frames, batch, start);
+                for (index, outgoing) in (start..end).zip(&batch[start..end]) {
+                    let payload = frames[outgoing.frame].datagram();
+                    slices[slices_used] = IoSlice::new(payload);
+                    slices_used += 1;
+                    bytes += payload.len();
+                    if payload.len() < size && index + 1 < end {
+                        let padding = &PADDING[..size - payload.len()];
+                        slices[slices_used] = IoSlice::new(padding);
+                        slices_used += 1;
+                        bytes += padding.len();
+                    }
+                }
+                let segment_size = if end - start > 1 { size } else { 0 };
+                runs[runs_used] = (start, slices_used, segment_size);
+                runs_used += 1;
                 start = end;
             }
-            send(underlay, &datagrams[..used], batch.len(), bytes, counters);
+            let mut datagrams = [NOTHING; BATCH];
+            let mut from = 0;
+            for (datagram, &(first, end, size)) in datagrams.iter_mut().zip(&runs[..runs_used]) {
+                let first = &batch[first];
+                *datagram = Datagram {
+                    to: first.to,
+                    flow: first.flow,
+                    ecn: ecn::of_frame(frames[first.frame].frame()),
+                    segment_size: u16::try_from(size).ok().filter(|size| *size > 0),
+                    slices: &slices[from..end],
+                };
+                from = end;
+            }
+            send(
+                underlay,
+                &datagrams[..runs_used],
+                batch.len(),
+                bytes,
+                counters,
+            );
             if let Some(captures) = captures {
                 for Outgoing { frame, vni, to, .. } in batch {
                     captures.offer(Place::ToRemote(*to), *vni, frames[*frame].frame());
@@ -170,22 +195,39 @@ pub(super) const NOTHING: Datagram<'static> = Datagram {
     slices: &[],
 };
 
-/// Where the run that starts at `start` ends: frames for one remote by one source port with one mark, none longer than the first,
-/// and only the last shorter.
-fn end_of_run(frames: &[FrameBuf], batch: &[Outgoing], start: usize, mark: u8) -> usize {
-    let len = |outgoing: &Outgoing| frames[outgoing.frame].frame().len();
+/// Where the run that starts at `start` ends, and the length of its datagrams: frames for one remote by one source port with one
+/// mark.
+fn run(frames: &[FrameBuf], batch: &[Outgoing], start: usize) -> (usize, usize) {
+    let buf = |outgoing: &Outgoing| &frames[outgoing.frame];
     let first = &batch[start];
+    let mark = ecn::of_frame(buf(first).frame());
+    let mut size = buf(first).datagram().len();
+    // Of all frames; the shortest of those that have been taken; whether all of them may be padded.
+    let (mut bytes, mut least, mut paddable) = (size, size, can_be_padded(buf(first).frame()));
     let mut end = start + 1;
     while let Some(next) = batch.get(end)
-        && len(&batch[end - 1]) == len(first)
-        && len(next) <= len(first)
         && next.to == first.to
         && source_port_index(next.flow) == source_port_index(first.flow)
-        && ecn::of_frame(frames[next.frame].frame()) == mark
+        && ecn::of_frame(buf(next).frame()) == mark
     {
+        let len = buf(next).datagram().len();
+        let longest = size.max(len);
+        // All before this one become as long as the longest; this one may stay shorter, if it is the last.
+        let even = least == longest;
+        let few = longest * (end - start + 1) * 100 <= (bytes + len) * PADDED_MAX;
+        if !even && !(paddable && few && longest - least <= PADDING.len()) {
+            break;
+        }
+        paddable &= can_be_padded(buf(next).frame());
+        (size, bytes, least) = (longest, bytes + len, least.min(len));
         end += 1;
     }
-    end
+    (end, size)
+}
+
+/// Whether its receiver finds the end of what is in a frame, whatever follows: an IP packet says how long it is.
+fn can_be_padded(frame: &[u8]) -> bool {
+    matches!(frame.get(12..14), Some([0x08, 0x00] | [0x86, 0xdd]))
 }
 
 /// Gives datagrams to the underlay and counts what became of the `count` that they are cut into.
@@ -215,4 +257,131 @@ fn send<U: Underlay>(
             DropReason::UnderlayFailed,
         ],
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+    use crate::edge::Offload;
+    use crate::testing::{MemoryUnderlay, Wire};
+
+    fn to(host: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, host], 4789))
+    }
+
+    fn udp(len: usize) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([10, 0, 9, 2], [10, 0, 9, 3], 64)
+            .udp(1, 2)
+            .write(&mut frame, &vec![7; len])
+            .unwrap();
+        frame
+    }
+
+    /// What an underlay is handed: remote, segment size and length of each message.
+    struct Recorder(Vec<(SocketAddr, Option<u16>, usize)>);
+
+    impl Underlay for Recorder {
+        fn recv(&mut self, _: &mut [crate::frame::DatagramBuf]) -> std::io::Result<usize> {
+            Ok(0)
+        }
+
+        fn send(&mut self, datagrams: &[Datagram<'_>]) -> std::io::Result<SendReport> {
+            self.0.extend(
+                datagrams
+                    .iter()
+                    .map(|datagram| (datagram.to, datagram.segment_size, datagram.len())),
+            );
+            Ok(SendReport {
+                sent: datagrams.iter().map(Datagram::count).sum(),
+                ..SendReport::default()
+            })
+        }
+
+        fn as_raw_fd(&self) -> Option<std::os::fd::RawFd> {
+            None
+        }
+    }
+
+    fn flush<U: Underlay>(underlay: &mut U, list: &[(SocketAddr, Vec<u8>)]) {
+        let vni = Vni::new(7).unwrap();
+        let mut sends = Sends::new();
+        let frames: Vec<_> = list
+            .iter()
+            .map(|(_, frame)| {
+                let mut buf = FrameBuf::new();
+                buf.space()[..frame.len()].copy_from_slice(frame);
+                buf.set_frame(frame.len(), Offload::default());
+                buf.set_header(&Header::emit(vni));
+                buf
+            })
+            .collect();
+        for (frame, &(to, _)) in list.iter().enumerate() {
+            sends.push(Outgoing {
+                frame,
+                vni,
+                to,
+                flow: 0,
+            });
+        }
+        let counters = WorkerCounters::new();
+        sends.flush(underlay, &frames, &counters, None);
+        let sum = crate::stats::Counters::sum([&std::sync::Arc::new(counters)]);
+        assert_eq!(sum.datagrams_out, list.len() as u64);
+    }
+
+    fn messages(list: &[(SocketAddr, Vec<u8>)]) -> Vec<(SocketAddr, Option<u16>, usize)> {
+        let mut recorder = Recorder(Vec::new());
+        flush(&mut recorder, list);
+        recorder.0
+    }
+
+    #[test]
+    fn equal_frames_for_one_remote_are_one_message() {
+        let list: Vec<_> = (0..6).map(|n| (to(1 + n % 2), udp(100))).collect();
+        assert_eq!(
+            messages(&list),
+            [(to(1), Some(150), 450), (to(2), Some(150), 450)]
+        );
+        assert_eq!(messages(&[(to(1), udp(100))]), [(to(1), None, 150)]);
+        let shorter = [(to(1), udp(100)), (to(1), udp(10))];
+        assert_eq!(messages(&shorter), [(to(1), Some(150), 210)]);
+    }
+
+    #[test]
+    fn padding_is_bounded_and_only_for_ip() {
+        // 110 + 150 + 130 bytes: the first is padded, the last need not be.
+        let near = [60, 100, 80].map(|len| (to(1), udp(len)));
+        assert_eq!(messages(&near), [(to(1), Some(150), 430)]);
+        // 60 bytes would become 1,000.
+        let far = [10, 950].map(|len| (to(1), udp(len)));
+        assert_eq!(messages(&far), [(to(1), None, 60), (to(1), None, 1000)]);
+        let mut other = udp(60);
+        other[12] = 0x99;
+        let unknown = [(to(1), other), (to(1), udp(100))];
+        assert_eq!(messages(&unknown), [(to(1), None, 110), (to(1), None, 150)]);
+    }
+
+    #[test]
+    fn padded_frames_keep_their_order_and_their_bytes() {
+        let wire = Wire::new(1);
+        let mut underlay: MemoryUnderlay = wire.underlay(to(9));
+        let lens: Vec<usize> = (0..200).map(|n| 64 + n * 37 % 199).collect();
+        let list: Vec<_> = lens.iter().map(|len| (to(1), udp(*len))).collect();
+        flush(&mut underlay, &list);
+        let seen = wire.take_seen();
+        assert_eq!(seen.len(), list.len());
+        let (mut sent, mut padded) = (0, 0);
+        for (seen, (_, frame)) in seen.iter().zip(&list) {
+            let (inner, padding) = seen.payload[HEADER_LEN..].split_at(frame.len());
+            assert_eq!(inner, frame);
+            assert!(padding.iter().all(|byte| *byte == 0));
+            sent += frame.len() + HEADER_LEN;
+            padded += seen.payload.len();
+        }
+        assert!(padded > sent && padded * 100 <= sent * PADDED_MAX);
+    }
 }
