@@ -215,7 +215,8 @@ fn run(frames: &[FrameBuf], batch: &[Outgoing], start: usize) -> (usize, usize) 
         // All before this one become as long as the longest; this one may stay shorter, if it is the last.
         let even = least == longest;
         let few = longest * (end - start + 1) * 100 <= (bytes + len) * PADDED_MAX;
-        if !even && !(paddable && few && longest - least <= PADDING.len()) {
+        let padded = paddable && few && longest - least <= PADDING.len();
+        if !(even || padded) {
             break;
         }
         paddable &= can_be_padded(buf(next).frame());
