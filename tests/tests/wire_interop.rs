@@ -49,10 +49,9 @@ fn default_offloads_leave_work_to_us(setup: Setup) {
     let (client, server) = connect(&mesh.container, &pair.b, mesh.theirs.ip());
     transfer(server, client, 1 << 20, || ());
     let frames: Vec<_> = capture
-        .frames()
-        .try_iter()
+        .waiting()
         .filter(|captured| matches!(captured.place, Place::FromRemote(_)))
-        .map(|captured| captured.frame)
+        .map(|captured| captured.frame().to_vec())
         .collect();
     let partial = |frame: &Vec<u8>| matches!(inspect(frame), L4::Partial { .. });
     assert!(frames.iter().any(partial), "no partial checksum");

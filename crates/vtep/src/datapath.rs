@@ -138,7 +138,7 @@ pub trait Datapath: Send + Sync {
     /// What has passed and what was dropped since the start.
     fn counters(&self) -> Counters;
 
-    /// Copies frames as they pass, until the capture is dropped.
+    /// Copies frames and datagrams as they pass, with what became of them, until the capture is dropped.
     fn capture(&self, filter: CaptureFilter) -> Capture;
 
     /// Sends one probe, `size` bytes long as an IP packet.

@@ -168,9 +168,52 @@ pub struct SendReport {
     pub full: usize,
     /// Not sent for any other cause.
     pub failed: usize,
+    /// Which of the batch's first 64 were not sent: a bit for each, by [`Refusal`].
+    pub refused: [u64; 3],
+}
+
+/// Why one of a batch was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// See [`SendReport::too_big`].
+    TooBig,
+    /// See [`SendReport::full`].
+    Full,
+    /// See [`SendReport::failed`].
+    Failed,
 }
 
 impl SendReport {
+    /// The whole batch was refused: so many pieces of each of its entries.
+    #[must_use]
+    pub fn all_failed(counts: impl IntoIterator<Item = usize>) -> Self {
+        let mut report = Self::default();
+        for (index, count) in counts.into_iter().enumerate() {
+            report.refuse(index, count, Refusal::Failed);
+        }
+        report
+    }
+
+    /// Notes that `count` pieces of the batch's entry `index` were not sent.
+    pub const fn refuse(&mut self, index: usize, count: usize, why: Refusal) {
+        match why {
+            Refusal::TooBig => self.too_big += count,
+            Refusal::Full => self.full += count,
+            Refusal::Failed => self.failed += count,
+        }
+        if index < 64 {
+            self.refused[why as usize] |= 1 << index;
+        }
+    }
+
+    /// Why the batch's entry `index` was not sent; `None` when it was, or lies beyond the first 64.
+    #[must_use]
+    pub fn refusal(&self, index: usize) -> Option<Refusal> {
+        [Refusal::TooBig, Refusal::Full, Refusal::Failed]
+            .into_iter()
+            .find(|why| index < 64 && self.refused[*why as usize] & 1 << index != 0)
+    }
+
     /// All that was not sent.
     #[must_use]
     pub const fn dropped(&self) -> usize {
@@ -217,4 +260,23 @@ pub trait Underlay: Send {
 
     /// What to wait on until datagrams come; `None` for a twin in memory.
     fn as_raw_fd(&self) -> Option<RawFd>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_which_were_refused() {
+        let mut report = SendReport::default();
+        report.refuse(0, 3, Refusal::Full);
+        report.refuse(63, 1, Refusal::TooBig);
+        report.refuse(64, 1, Refusal::Failed);
+        assert_eq!((report.too_big, report.full, report.failed), (1, 3, 1));
+        let refusals = [0, 1, 63, 64].map(|index| report.refusal(index));
+        assert_eq!(
+            refusals,
+            [Some(Refusal::Full), None, Some(Refusal::TooBig), None]
+        );
+    }
 }

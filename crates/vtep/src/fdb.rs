@@ -19,6 +19,7 @@ use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::sharded::ShardedMap;
+use crate::stats::Meter;
 use crate::{MacAddr, Vni};
 
 /// Names a port; chosen by whoever attaches it, unique on this host.
@@ -138,7 +139,22 @@ pub enum Change {
 #[derive(Clone)]
 pub struct Tables {
     networks: Arc<HashMap<Vni, Arc<Network>, RandomState>>,
-    ports: Arc<HashMap<PortId, Arc<Port>, RandomState>>,
+    ports: Arc<HashMap<PortId, PortEntry, RandomState>>,
+    remotes: Arc<HashMap<IpAddr, RemoteEntry, RandomState>>,
+}
+
+#[derive(Clone)]
+struct PortEntry {
+    port: Arc<Port>,
+    meter: Arc<Meter>,
+}
+
+/// A VTEP that is a member of some network here.
+#[derive(Clone)]
+struct RemoteEntry {
+    meter: Arc<Meter>,
+    /// Networks it is a member of; with none the entry goes.
+    networks: usize,
 }
 
 /// One network: its forwarding database, neighbours and members.
@@ -176,6 +192,7 @@ impl Tables {
         Self {
             networks: Arc::default(),
             ports: Arc::default(),
+            remotes: Arc::default(),
         }
     }
 
@@ -190,7 +207,28 @@ impl Tables {
     #[inline]
     #[must_use]
     pub fn port(&self, id: PortId) -> Option<&Port> {
-        self.ports.get(&id).map(|port| &**port)
+        self.ports.get(&id).map(|entry| &*entry.port)
+    }
+
+    /// What passed the port with this name.
+    #[inline]
+    #[must_use]
+    pub fn port_meter(&self, id: PortId) -> Option<&Meter> {
+        self.ports.get(&id).map(|entry| &*entry.meter)
+    }
+
+    /// What came from and went to the VTEP with this address, on all networks; none of one that is no member of any.
+    #[inline]
+    #[must_use]
+    pub fn remote_meter(&self, addr: IpAddr) -> Option<&Meter> {
+        self.remotes.get(&addr).map(|entry| &*entry.meter)
+    }
+
+    /// All VTEPs that are members of some network, with what came from and went to each, in no order.
+    pub fn remotes(&self) -> impl Iterator<Item = (IpAddr, &Meter)> + '_ {
+        self.remotes
+            .iter()
+            .map(|(addr, entry)| (*addr, &*entry.meter))
     }
 
     /// All networks, in no order.
@@ -200,7 +238,7 @@ impl Tables {
 
     /// All ports, in no order.
     pub fn ports(&self) -> impl Iterator<Item = &Port> + '_ {
-        self.ports.values().map(|port| &**port)
+        self.ports.values().map(|entry| &*entry.port)
     }
 
     /// All forwarding entries of all networks, in no order.

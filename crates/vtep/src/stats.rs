@@ -1,12 +1,17 @@
 //! Why frames are dropped, and counters for that and for all that passes.
 //!
 //! A drop is no error: it has a [`DropReason`] and one counter. Each worker owns one [`WorkerCounters`] and is the only
-//! one to write it, without a lock and without an atomic read-modify-write; whoever reads sums over the workers.
+//! one to write it, without a lock and without an atomic read-modify-write; whoever reads sums over the workers. What passed
+//! one port or one remote is counted beside that, in its [`Meter`].
+
+mod meter;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
+
+pub use meter::{Meter, MeterCell, Reading};
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {

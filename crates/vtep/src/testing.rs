@@ -11,7 +11,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::edge::{Datagram, Offload, SendReport, Tap, TapFeatures, TapFrame, Underlay};
+use crate::edge::{Datagram, Offload, Refusal, SendReport, Tap, TapFeatures, TapFrame, Underlay};
 use crate::flow;
 use crate::frame::{DatagramBuf, FrameBuf, MAX_FRAME, MAX_PAYLOAD};
 
@@ -267,7 +267,7 @@ impl Underlay for MemoryUnderlay {
     fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<SendReport> {
         let mut report = SendReport::default();
         let mut state = self.wire.lock();
-        for datagram in datagrams {
+        for (place, datagram) in datagrams.iter().enumerate() {
             let payload = gather(datagram.slices);
             let segment = datagram
                 .segment_size
@@ -279,7 +279,7 @@ impl Underlay for MemoryUnderlay {
             // Each is judged for itself, as when the kernel refuses to cut and they are sent one by one.
             for payload in payload.chunks(segment) {
                 if payload.len() + Self::headers(datagram.to) > usize::from(state.faults.mtu) {
-                    report.too_big += 1;
+                    report.refuse(place, 1, Refusal::TooBig);
                     continue;
                 }
                 report.sent += 1;
@@ -397,9 +397,9 @@ impl Tap for MemoryTap {
             return Err(io::Error::from_raw_os_error(libc::EBADFD));
         }
         let mut report = SendReport::default();
-        for frame in frames {
+        for (index, frame) in frames.iter().enumerate() {
             if queues.inbox.len() >= queues.room {
-                report.full += 1;
+                report.refuse(index, 1, Refusal::Full);
             } else {
                 queues.inbox.push((gather(frame.slices), frame.offload));
                 report.sent += 1;
@@ -541,6 +541,7 @@ mod tests {
             send(&mut one, 2, &[0; 1473], None),
             SendReport {
                 too_big: 1,
+                refused: [1, 0, 0],
                 ..SendReport::default()
             }
         );
@@ -564,6 +565,7 @@ mod tests {
             SendReport {
                 sent: 1,
                 full: 1,
+                refused: [0, 0b10, 0],
                 ..SendReport::default()
             }
         );

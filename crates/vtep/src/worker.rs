@@ -10,13 +10,14 @@
 //! The tables are loaded once a batch. All buffers are made at the start; nothing is allocated or locked for a frame.
 //!
 //! A super-frame is one frame to the engine, the counters and captures. It is cut only where it leaves the host or meets a port that
-//! can't take it whole.
+//! can't take it whole, and then its segments are counted and copied.
 //!
 //! The worker itself never waits and never asks for the time: [`Worker::run_once`] drives it in tests with edges in
 //! memory, and a thread of the datapath with the kernel's events.
 
 mod delivery;
 mod inward;
+mod ledger;
 mod outward;
 mod sends;
 mod thread;
@@ -31,7 +32,7 @@ use hashbrown::HashMap;
 use crate::capture::CaptureHub;
 use crate::edge::{Tap, Underlay};
 use crate::engine::{Engine, Settings};
-use crate::fdb::{PortId, SharedTables};
+use crate::fdb::{PortId, SharedTables, Tables};
 use crate::frame::{DatagramBuf, FrameBuf};
 use crate::offload::coalesce::Coalescer;
 use crate::probe::ProbeRegistry;
@@ -39,6 +40,7 @@ use crate::stats::WorkerCounters;
 use crate::tap::Backend;
 
 use delivery::PortQueue;
+use ledger::Ledger;
 use sends::Sends;
 pub(crate) use thread::{Command, WorkerThread};
 
@@ -57,6 +59,8 @@ pub struct WorkerConfig {
     pub probes: Arc<ProbeRegistry>,
     /// What can be set in the engine.
     pub settings: Settings,
+    /// Which of the datapath's workers it is, from 0: its cell of each [`crate::stats::Meter`].
+    pub index: usize,
 }
 
 impl WorkerConfig {
@@ -68,6 +72,7 @@ impl WorkerConfig {
             captures: Arc::default(),
             probes: Arc::default(),
             settings: Settings::default(),
+            index: 0,
         }
     }
 }
@@ -161,8 +166,14 @@ impl<U: Underlay> Worker<U> {
 }
 
 impl WorkerConfig {
-    /// Where copies go, while anybody wants some.
-    fn captures(&self) -> Option<&CaptureHub> {
-        self.captures.is_active().then_some(&*self.captures)
+    /// The books of one batch: of frames from the port `origin`, or of datagrams.
+    fn ledger<'a>(
+        &'a self,
+        counters: &'a WorkerCounters,
+        tables: &'a Tables,
+        origin: Option<PortId>,
+    ) -> Ledger<'a> {
+        let captures = self.captures.is_active().then_some(&*self.captures);
+        Ledger::new(counters, tables, self.index, captures, origin)
     }
 }

@@ -278,7 +278,8 @@ fn a_warm_worker_allocates_nothing() {
         (remote, encapsulated(&udp(FAR, OWN, 4)).repeat(50)),
         (remote, encapsulated(&udp(FAR, NEIGHBOR, 4)).repeat(50)),
     ];
-    let mut worker = Worker::new(Wire { datagrams }, WorkerConfig::new(writer.shared()));
+    let tables = writer.shared();
+    let mut worker = Worker::new(Wire { datagrams }, WorkerConfig::new(tables.clone()));
     let frames = from_container();
     for (id, backend) in [(1, Backend::Offload), (2, Backend::Plain)] {
         let frames = if id == 1 { frames.clone() } else { Vec::new() };
@@ -321,5 +322,21 @@ fn a_warm_worker_allocates_nothing() {
             reason.name()
         );
     }
+    // What passed is on the books of its port and its remote as well.
+    let tables = tables.load();
+    let port = tables.port_meter(PortId(1)).unwrap().read();
+    assert_eq!(port.received, after.frames_in);
+    assert_eq!(
+        port.drops.get(DropReason::GuardMac),
+        after.drops.get(DropReason::GuardMac)
+    );
+    let from_remote = tables.remote_meter(remote.ip()).unwrap().read();
+    assert_eq!(
+        from_remote.received + after.drops.get(DropReason::NotAMember),
+        after.datagrams_in
+    );
+    assert!(tables.remote_meter(stranger.ip()).is_none());
+    let sent: u64 = tables.remotes().map(|(_, meter)| meter.read().sent).sum();
+    assert_eq!(sent, after.datagrams_out);
     assert_eq!(allocations, 0, "{allocations} allocations in 1,000 rounds");
 }

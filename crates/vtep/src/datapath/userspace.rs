@@ -92,11 +92,14 @@ impl UserspaceDatapath {
             .run(|| UdpUnderlay::open(vtep, port, workers))
             .map_err(StartError::Namespace)?
             .map_err(|error| StartError::from_sockets(&netns, listen, error))?;
-        let writer = TableWriter::new();
+        let writer = TableWriter::for_workers(workers);
         let tables = writer.shared();
-        let captures = Arc::new(CaptureHub::default());
         let probes = Arc::new(ProbeRegistry::default());
         let send = Arc::clone(underlays[0].send_sockets());
+        let source_ports = send
+            .source_ports()
+            .map_err(|error| StartError::from_sockets(&netns, listen, error))?;
+        let captures = Arc::new(CaptureHub::new(listen, source_ports));
         let receive_buffer = underlays[0].receive_buffer();
         let merges_datagrams = underlays[0].merges();
         let mut counters = Vec::with_capacity(workers);
@@ -112,6 +115,7 @@ impl UserspaceDatapath {
                         strict_reserved_bits,
                         ..Settings::default()
                     },
+                    index,
                 },
             );
             counters.push(worker.counters());

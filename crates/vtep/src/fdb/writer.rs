@@ -1,26 +1,39 @@
 //! Applies changes to the tables and publishes them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::{Change, Member, Network, NetworkConfig, Port, PortId, SharedTables, Tables};
+use super::{
+    Change, Member, Network, NetworkConfig, Port, PortEntry, PortId, RemoteEntry, SharedTables,
+    Tables,
+};
 use crate::Vni;
+use crate::stats::Meter;
 
 /// Applies changes and publishes the result. One thread owns it.
 pub struct TableWriter {
     tables: Tables,
     shared: SharedTables,
+    workers: usize,
 }
 
 impl TableWriter {
-    /// Empty tables.
+    /// Empty tables for one worker.
     #[must_use]
     pub fn new() -> Self {
+        Self::for_workers(1)
+    }
+
+    /// Empty tables, whose ports and members are metered for this many workers.
+    #[must_use]
+    pub fn for_workers(workers: usize) -> Self {
         let tables = Tables::new();
         Self {
             shared: Arc::new(ArcSwap::from_pointee(tables.clone())),
             tables,
+            workers,
         }
     }
 
@@ -52,7 +65,10 @@ impl TableWriter {
         match change {
             Change::SetNetwork(config) => self.set_network(config),
             Change::RemoveNetwork(vni) => {
-                Arc::make_mut(&mut self.tables.networks).remove(vni);
+                let gone = Arc::make_mut(&mut self.tables.networks).remove(vni);
+                for addr in gone.iter().flat_map(|network| network.members.keys()) {
+                    self.remove_membership(*addr);
+                }
             }
             Change::SetFdb { vni, mac, remote } => {
                 self.change_network(*vni, |network| {
@@ -74,18 +90,28 @@ impl TableWriter {
                     network.change_neighbor(*ip, |entry| entry.row = None)
                 });
             }
-            Change::SetMember { vni, remote, flood } => self.change_network(*vni, |network| {
-                network.members.insert(
-                    remote.ip(),
-                    Member {
-                        remote: *remote,
-                        flood: *flood,
-                    },
-                );
-            }),
-            Change::RemoveMember { vni, addr } => self.change_network(*vni, |network| {
-                network.members.remove(addr);
-            }),
+            Change::SetMember { vni, remote, flood } => {
+                let member = Member {
+                    remote: *remote,
+                    flood: *flood,
+                };
+                let mut new = false;
+                self.change_network(*vni, |network| {
+                    new = network.members.insert(remote.ip(), member).is_none();
+                });
+                if new {
+                    self.add_membership(remote.ip());
+                }
+            }
+            Change::RemoveMember { vni, addr } => {
+                let mut gone = false;
+                self.change_network(*vni, |network| {
+                    gone = network.members.remove(addr).is_some();
+                });
+                if gone {
+                    self.remove_membership(*addr);
+                }
+            }
             Change::AddPort(port) => self.add_port(port),
             Change::RemovePort(id) => self.remove_port(*id),
         }
@@ -103,6 +129,7 @@ impl TableWriter {
             .tables
             .ports
             .values()
+            .map(|entry| &entry.port)
             .filter(|port| port.vni == config.vni)
             .collect();
         ports.sort_unstable_by_key(|port| port.id);
@@ -114,13 +141,38 @@ impl TableWriter {
 
     fn add_port(&mut self, port: &Port) {
         self.remove_port(port.id);
-        Arc::make_mut(&mut self.tables.ports).insert(port.id, Arc::new(port.clone()));
+        let entry = PortEntry {
+            port: Arc::new(port.clone()),
+            meter: Arc::new(Meter::new(self.workers)),
+        };
+        Arc::make_mut(&mut self.tables.ports).insert(port.id, entry);
         self.change_network(port.vni, |network| network.add_port(port));
     }
 
     fn remove_port(&mut self, id: PortId) {
-        if let Some(port) = Arc::make_mut(&mut self.tables.ports).remove(&id) {
+        if let Some(PortEntry { port, .. }) = Arc::make_mut(&mut self.tables.ports).remove(&id) {
             self.change_network(port.vni, |network| network.remove_port(&port));
+        }
+    }
+
+    fn add_membership(&mut self, addr: IpAddr) {
+        let workers = self.workers;
+        Arc::make_mut(&mut self.tables.remotes)
+            .entry(addr)
+            .or_insert_with(|| RemoteEntry {
+                meter: Arc::new(Meter::new(workers)),
+                networks: 0,
+            })
+            .networks += 1;
+    }
+
+    fn remove_membership(&mut self, addr: IpAddr) {
+        let remotes = Arc::make_mut(&mut self.tables.remotes);
+        if let Some(entry) = remotes.get_mut(&addr) {
+            entry.networks -= 1;
+            if entry.networks == 0 {
+                remotes.remove(&addr);
+            }
         }
     }
 
@@ -357,6 +409,42 @@ mod tests {
                 && seen.is_member(remote(1).ip())
                 && !seen.is_member(remote(2).ip())
         );
+    }
+
+    #[test]
+    fn a_remote_is_metered_while_it_is_a_member_of_anything() {
+        let member = |vni, flood| Change::SetMember {
+            vni,
+            remote: remote(1),
+            flood,
+        };
+        let addr = remote(1).ip();
+        let mut writer = TableWriter::for_workers(2);
+        writer.apply(&[
+            Change::SetNetwork(network(VNI)),
+            Change::SetNetwork(network(Vni::MAX)),
+            member(VNI, true),
+            member(Vni::MAX, true),
+        ]);
+        let tables = writer.shared().load_full();
+        tables
+            .remote_meter(addr)
+            .and_then(|meter| meter.cell(1))
+            .unwrap()
+            .received(5, 50);
+        // Leaving one network, and whether it gets floods, changes nothing.
+        writer.apply(&[
+            member(VNI, false),
+            Change::RemoveMember { vni: VNI, addr },
+            Change::RemoveMember { vni: VNI, addr },
+        ]);
+        let tables = writer.shared().load_full();
+        assert_eq!(tables.remote_meter(addr).unwrap().read().received, 5);
+        writer.apply(&[Change::RemoveNetwork(Vni::MAX)]);
+        assert_eq!(writer.shared().load().remotes().count(), 0);
+        writer.apply(&[member(VNI, true)]);
+        let tables = writer.shared().load_full();
+        assert_eq!(tables.remote_meter(addr).unwrap().read().received, 0);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Backend, DEVICE, Failure, OpenTap, TapControl, TapError, failure};
-use crate::edge::{Offload, SendReport, Tap, TapFeatures, TapFrame};
+use crate::edge::{Offload, Refusal, SendReport, Tap, TapFeatures, TapFrame};
 use crate::frame::FrameBuf;
 
 /// Bytes of `virtio_net_hdr_mrg_rxbuf`.
@@ -111,12 +111,12 @@ impl Tap for OffloadTap {
 
     fn send(&mut self, frames: &[TapFrame<'_>]) -> io::Result<SendReport> {
         let mut report = SendReport::default();
-        for frame in frames {
+        for (index, frame) in frames.iter().enumerate() {
             let header = vnet_header(frame.offload);
             let mut slices = [IoSlice::new(&[]); SLICES_MAX + 1];
             let used = frame.slices.len() + 1;
             let Some(list) = slices.get_mut(..used) else {
-                report.failed += 1;
+                report.refuse(index, 1, Refusal::Failed);
                 continue;
             };
             list[0] = IoSlice::new(&header);
@@ -127,8 +127,8 @@ impl Tap for OffloadTap {
                     Err(error) => match failure(&error) {
                         Failure::Again => continue,
                         Failure::Gone => return Err(error),
-                        Failure::WouldBlock => report.full += 1,
-                        Failure::Refused => report.failed += 1,
+                        Failure::WouldBlock => report.refuse(index, 1, Refusal::Full),
+                        Failure::Refused => report.refuse(index, 1, Refusal::Failed),
                     },
                 }
                 break;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tun_tap::{Iface, Mode};
 
 use super::{Backend, Failure, OpenTap, TapControl, TapError, failure};
-use crate::edge::{Offload, SendReport, Tap, TapFeatures, TapFrame};
+use crate::edge::{Offload, Refusal, SendReport, Tap, TapFeatures, TapFrame};
 use crate::frame::FrameBuf;
 
 /// Opens the one queue of `ifname`, which is made if it is not there, and hands it to all workers.
@@ -83,7 +83,7 @@ impl Tap for PlainTap {
 
     fn send(&mut self, frames: &[TapFrame<'_>]) -> io::Result<SendReport> {
         let mut report = SendReport::default();
-        for frame in frames {
+        for (index, frame) in frames.iter().enumerate() {
             let bytes = match frame.slices {
                 [one] => one,
                 many => {
@@ -99,8 +99,8 @@ impl Tap for PlainTap {
                     Err(error) => match failure(&error) {
                         Failure::Again => continue,
                         Failure::Gone => return Err(error),
-                        Failure::WouldBlock => report.full += 1,
-                        Failure::Refused => report.failed += 1,
+                        Failure::WouldBlock => report.refuse(index, 1, Refusal::Full),
+                        Failure::Refused => report.refuse(index, 1, Refusal::Failed),
                     },
                 }
                 break;

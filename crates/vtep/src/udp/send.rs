@@ -23,7 +23,7 @@ use super::message::Envelope;
 use super::receive::is_icmp;
 use super::segmentation::{Segmentation, is_refusal, pieces, singles};
 use super::{BUFFER_BYTES, bind, forbid_fragments};
-use crate::edge::{Datagram, SendReport};
+use crate::edge::{Datagram, Refusal, SendReport};
 use crate::flow::{SOURCE_PORTS, source_port_index};
 
 /// Messages handed over by one `sendmmsg`.
@@ -78,17 +78,32 @@ impl SendSockets {
         self.segmentation.segments_max()
     }
 
+    /// The source ports, in the order that [`source_port_index`] counts.
+    ///
+    /// # Errors
+    /// What the kernel says when it is asked for a socket's address.
+    pub fn source_ports(&self) -> io::Result<Vec<u16>> {
+        self.sockets
+            .iter()
+            .map(|socket| {
+                let address = socket.local_addr()?;
+                Ok(address.as_socket().map_or(0, |address| address.port()))
+            })
+            .collect()
+    }
+
     /// Sends the datagrams, those of one flow in their order.
     pub fn send(&self, datagrams: &[Datagram<'_>]) -> SendReport {
         let mut report = SendReport::default();
-        for chunk in datagrams.chunks(BATCH) {
-            self.send_chunk(chunk, &mut report);
+        for (number, chunk) in datagrams.chunks(BATCH).enumerate() {
+            self.send_chunk(chunk, number * BATCH, &mut report);
         }
         report
     }
 
-    /// Sorts at most [`BATCH`] datagrams by socket, keeping their order, and sends each socket's share in one call.
-    fn send_chunk(&self, chunk: &[Datagram<'_>], report: &mut SendReport) {
+    /// Sorts at most [`BATCH`] datagrams by socket, keeping their order, and sends each socket's share in one call. `first` is
+    /// the place of the chunk's first in the whole batch.
+    fn send_chunk(&self, chunk: &[Datagram<'_>], first: usize, report: &mut SendReport) {
         let mut order = [(0u8, 0u8); BATCH];
         let mut used = 0;
         for (index, datagram) in (0u8..).zip(chunk) {
@@ -104,7 +119,8 @@ impl SendSockets {
             let socket = &self.sockets[usize::from(share[0].0)];
             let mut batch = Batch::new(socket, &self.segmentation);
             for &(_, index) in share {
-                batch.add(&chunk[usize::from(index)], report);
+                let index = usize::from(index);
+                batch.add(&chunk[index], first + index, report);
             }
             batch.flush(report);
         }
@@ -172,6 +188,8 @@ struct Batch<'a> {
     segmentation: &'a Segmentation,
     envelopes: [MaybeUninit<Envelope>; BATCH],
     pieces: [Datagram<'a>; BATCH],
+    /// Where in what was to be sent each piece's datagram is.
+    places: [usize; BATCH],
     used: usize,
 }
 
@@ -189,20 +207,27 @@ impl<'a> Batch<'a> {
             segmentation,
             envelopes: [MaybeUninit::uninit(); BATCH],
             pieces: [nothing; BATCH],
+            places: [0; BATCH],
             used: 0,
         }
     }
 
     /// Adds a datagram, as as many messages as it takes. Sends when there is no more room.
-    fn add(&mut self, datagram: &Datagram<'a>, report: &mut SendReport) {
+    fn add(&mut self, datagram: &Datagram<'a>, place: usize, report: &mut SendReport) {
         let segments_max = self.segmentation.segments_for(datagram.to.ip());
         for piece in pieces(datagram, segments_max) {
-            if self.used == BATCH {
-                self.flush(report);
-            }
-            self.pieces[self.used] = piece;
-            self.used += 1;
+            self.push(piece, place, report);
         }
+    }
+
+    /// Adds one message.
+    fn push(&mut self, piece: Datagram<'a>, place: usize, report: &mut SendReport) {
+        if self.used == BATCH {
+            self.flush(report);
+        }
+        self.pieces[self.used] = piece;
+        self.places[self.used] = place;
+        self.used += 1;
     }
 
     /// Sends what has been added.
@@ -236,7 +261,8 @@ impl<'a> Batch<'a> {
                 continue;
             }
             let error = io::Error::last_os_error();
-            let piece = self.pieces[next];
+            let (piece, place) = (self.pieces[next], self.places[next]);
+            let mut refuse = |why| report.refuse(place, piece.count(), why);
             match error.raw_os_error() {
                 Some(libc::EINTR) => continue,
                 // A pending ICMP error is reported in place of this send, which has not been tried: once more, with an
@@ -250,11 +276,11 @@ impl<'a> Batch<'a> {
                 }
                 Some(errno) if piece.segment_size.is_some() && is_refusal(errno) => {
                     self.segmentation.give_up(piece.to.ip(), &error);
-                    send_singles(self.socket, self.segmentation, &piece, report);
+                    send_singles(self.socket, self.segmentation, &piece, place, report);
                 }
-                Some(libc::EMSGSIZE) => report.too_big += piece.count(),
-                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => report.full += piece.count(),
-                _ => report.failed += piece.count(),
+                Some(libc::EMSGSIZE) => refuse(Refusal::TooBig),
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => refuse(Refusal::Full),
+                _ => refuse(Refusal::Failed),
             }
             next += 1;
             drained = false;
@@ -268,15 +294,12 @@ fn send_singles(
     socket: &Socket,
     segmentation: &Segmentation,
     piece: &Datagram<'_>,
+    place: usize,
     report: &mut SendReport,
 ) {
     let mut batch = Batch::new(socket, segmentation);
     for single in singles(piece) {
-        if batch.used == BATCH {
-            batch.flush(report);
-        }
-        batch.pieces[batch.used] = single;
-        batch.used += 1;
+        batch.push(single, place, report);
     }
     batch.flush(report);
 }
@@ -367,7 +390,9 @@ mod tests {
                 sent: 3,
                 too_big: 1,
                 full: 0,
-                failed: 1
+                failed: 1,
+                // The third is too big, the fourth is for another family.
+                refused: [1 << 2, 0, 1 << 3],
             }
         );
         let mut payload = [0; 16];

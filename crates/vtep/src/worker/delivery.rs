@@ -5,12 +5,11 @@
 use std::io::IoSlice;
 
 use super::BATCH;
-use crate::capture::{CaptureHub, Place};
+use super::ledger::Ledger;
 use crate::edge::{Offload, SendReport, Tap, TapFeatures, TapFrame};
-use crate::fdb::{PortId, Tables};
+use crate::fdb::PortId;
 use crate::offload::coalesce::{Coalescer, PARTS_MAX};
 use crate::offload::segment::{MAX_HEADERS, SuperFrame};
-use crate::stats::{DropReason, WorkerCounters};
 use crate::tap::Backend;
 
 /// Slices handed over at once: more than one merged frame can have.
@@ -25,15 +24,11 @@ pub(super) struct PortQueue {
     pub(super) tap: Box<dyn Tap>,
 }
 
-/// A capture that wants to know what was delivered, and the tables to tell it the network by.
-pub(super) type Seen<'a> = Option<(&'a CaptureHub, &'a Tables)>;
-
 /// Hands over what was collected, each flow in its order, and forgets it. `buffer` lends the buffers that spans lie in.
 pub(super) fn deliver_all<'b>(
     ports: &mut [PortQueue],
     deliveries: &mut Coalescer,
-    counters: &WorkerCounters,
-    seen: Seen<'_>,
+    ledger: &Ledger<'_>,
     buffer: impl Fn(usize) -> &'b [u8],
 ) {
     if deliveries.is_empty() {
@@ -42,7 +37,7 @@ pub(super) fn deliver_all<'b>(
     let mut batch = Batch::new();
     for merged in deliveries.finish() {
         if !batch.has_room(merged.port, merged.len()) {
-            batch.hand_over(ports, counters, seen);
+            batch.hand_over(ports, ledger);
         }
         batch.add(
             merged.port,
@@ -51,7 +46,7 @@ pub(super) fn deliver_all<'b>(
             merged.map(|span| &buffer(span.buffer)[span.start..span.start + span.len]),
         );
     }
-    batch.hand_over(ports, counters, seen);
+    batch.hand_over(ports, ledger);
     deliveries.clear();
 }
 
@@ -103,7 +98,7 @@ impl<'b> Batch<'b> {
         self.frames_used += 1;
     }
 
-    fn hand_over(&mut self, ports: &mut [PortQueue], counters: &WorkerCounters, seen: Seen<'_>) {
+    fn hand_over(&mut self, ports: &mut [PortQueue], ledger: &Ledger<'_>) {
         let nothing = TapFrame {
             slices: &[],
             offload: Offload::default(),
@@ -117,24 +112,13 @@ impl<'b> Batch<'b> {
             };
             start = end;
         }
-        let frames = &frames[..self.frames_used];
-        let port = &mut ports[self.port];
-        hand_over(port, frames, counters);
-        for frame in frames {
-            offer(port.id, frame.slices, seen);
-        }
+        hand_over(&mut ports[self.port], &frames[..self.frames_used], ledger);
         (self.frames_used, self.slices_used) = (0, 0);
     }
 }
 
 /// Cuts a super-frame and hands over the segments.
-pub(super) fn deliver_cut(
-    port: &mut PortQueue,
-    super_frame: &SuperFrame<'_>,
-    frame: &[u8],
-    counters: &WorkerCounters,
-    seen: Seen<'_>,
-) {
+pub(super) fn deliver_cut(port: &mut PortQueue, super_frame: &SuperFrame<'_>, ledger: &Ledger<'_>) {
     for index in 0..super_frame.count() {
         let mut space = [0; MAX_HEADERS];
         let headers = &mut space[..super_frame.headers_len()];
@@ -144,73 +128,19 @@ pub(super) fn deliver_cut(
             slices: &slices,
             offload: Offload::default(),
         };
-        hand_over(port, &[segment], counters);
-    }
-    offer(port.id, &[IoSlice::new(frame)], seen);
-}
-
-fn offer(port: PortId, slices: &[IoSlice<'_>], seen: Seen<'_>) {
-    if let Some((captures, tables)) = seen
-        && let Some(vni) = tables.port(port).map(|port| port.vni)
-    {
-        match slices {
-            [one] => captures.offer(Place::ToPort(port), vni, one),
-            // Only while somebody looks, who gets a copy anyway.
-            many => captures.offer(Place::ToPort(port), vni, &gather(many)),
-        }
+        hand_over(port, &[segment], ledger);
     }
 }
 
-fn gather(slices: &[IoSlice<'_>]) -> Vec<u8> {
-    slices
-        .iter()
-        .flat_map(|slice| slice.iter().copied())
-        .collect()
-}
-
-/// Gives frames to a container and counts what became of them.
-pub(super) fn hand_over(port: &mut PortQueue, frames: &[TapFrame<'_>], counters: &WorkerCounters) {
+/// Gives at most 64 frames to a container and writes down what became of them.
+pub(super) fn hand_over(port: &mut PortQueue, frames: &[TapFrame<'_>], ledger: &Ledger<'_>) {
     if frames.is_empty() {
         return;
     }
     let report = port.tap.send(frames).unwrap_or_else(|error| {
         // Reading from the queue fails, too, and closes it.
         tracing::trace!(port = %port.id, %error, "can't hand frames to a container");
-        SendReport {
-            failed: frames.len(),
-            ..SendReport::default()
-        }
+        SendReport::all_failed(frames.iter().map(|_| 1))
     });
-    let bytes: usize = frames
-        .iter()
-        .flat_map(|frame| frame.slices)
-        .map(|slice| slice.len())
-        .sum();
-    counters.frames_out(report.sent as u64);
-    counters.frame_bytes_out(bytes as u64 * report.sent as u64 / frames.len() as u64);
-    count_drops(
-        counters,
-        &report,
-        [
-            DropReason::Oversize,
-            DropReason::PortFull,
-            DropReason::PortFailed,
-        ],
-    );
-}
-
-/// Counts what an edge did not take.
-pub(super) fn count_drops(
-    counters: &WorkerCounters,
-    report: &SendReport,
-    reasons: [DropReason; 3],
-) {
-    if report.dropped() > 0 {
-        for (reason, count) in reasons
-            .into_iter()
-            .zip([report.too_big, report.full, report.failed])
-        {
-            counters.drops(reason, count as u64);
-        }
-    }
+    ledger.handed_over(port.id, frames, &report);
 }

@@ -9,10 +9,11 @@ use std::io;
 
 use super::Worker;
 use super::delivery::{PortQueue, deliver_all, deliver_cut};
-use crate::capture::Place;
+use crate::capture::Fate;
 use crate::ecn;
 use crate::edge::{Offload, Underlay};
 use crate::engine::{Arrival, Verdict};
+use crate::fdb::PortId;
 use crate::offload::checksum::{self, L4};
 use crate::offload::coalesce::Span;
 use crate::offload::fits;
@@ -32,51 +33,50 @@ impl<U: Underlay> Worker<U> {
             return Ok(false);
         }
         let tables = self.config.tables.load();
-        let captures = self.config.captures();
-        let seen = captures.zip(Some(&**tables));
-        let counters = &*self.counters;
+        let ledger = self.config.ledger(&self.counters, &tables, None);
         for index in 0..count {
             let from = self.datagrams[index].from;
             let mark = self.datagrams[index].ecn;
-            counters.datagram_bytes_in(self.datagrams[index].payload().len() as u64);
+            let bytes = self.datagrams[index].payload().len();
+            let merged = self.datagrams[index].datagrams().count();
+            ledger.datagrams_in(from, merged as u64, bytes as u64);
+            let decided = |payload: &[u8], fate, ports: &[PortId]| {
+                ledger.datagram_decided(from, mark, payload, fate, ports);
+            };
             // Every datagram of a merged buffer is checked for itself: the kernel knows nothing of what is inside.
             for range in self.datagrams[index].datagrams() {
-                counters.datagrams_in(1);
                 let payload = &self.datagrams[index].payload()[range.clone()];
-                match vxlan::classify(payload) {
-                    Class::Vxlan => {}
-                    Class::Probe if self.config.probes.handle(from, payload) => continue,
-                    Class::Probe => {
-                        counters.drops(DropReason::UnexpectedProbe, 1);
-                        continue;
-                    }
-                    Class::Unknown => {
-                        counters.drops(DropReason::NoVniFlag, 1);
-                        continue;
-                    }
+                let other = match vxlan::classify(payload) {
+                    Class::Vxlan => None,
+                    Class::Probe if self.config.probes.handle(from, payload) => Some(Fate::Probe),
+                    Class::Probe => Some(Fate::Drop(DropReason::UnexpectedProbe)),
+                    Class::Unknown => Some(Fate::Drop(DropReason::NoVniFlag)),
+                };
+                if let Some(fate) = other {
+                    decided(payload, fate, &[]);
+                    continue;
                 }
-                let Arrival {
-                    verdict,
-                    vni,
-                    frame,
-                } = self.engine.handle_datagram(&tables, from, payload);
-                if let (Some(captures), Some(vni)) = (captures, vni) {
-                    captures.offer(Place::FromRemote(from), vni, frame);
-                }
+                let Arrival { verdict, frame, .. } =
+                    self.engine.handle_datagram(&tables, from, payload);
                 // One port may have its kernel do the rest; for several it is done once, here.
-                let (ports, several) = match &verdict {
-                    Verdict::Deliver { port } => (std::slice::from_ref(port), false),
+                let (fate, ports, several) = match &verdict {
+                    Verdict::Deliver { port } => {
+                        (Fate::Deliver(*port), std::slice::from_ref(port), false)
+                    }
                     Verdict::Flood { ports, .. } => {
-                        counters.floods(1);
-                        (*ports, true)
+                        let fate = Fate::Flood {
+                            ports: ports.len(),
+                            remotes: 0,
+                        };
+                        (fate, *ports, true)
                     }
                     Verdict::Drop(reason) => {
-                        counters.drops(*reason, 1);
+                        decided(payload, Fate::Drop(*reason), &[]);
                         continue;
                     }
                     Verdict::Send { .. } | Verdict::Answer { .. } => {
                         // Split horizon, and nothing that a remote sends is answered: the engine never says this.
-                        counters.drops(DropReason::SplitHorizon, 1);
+                        decided(payload, Fate::Drop(DropReason::SplitHorizon), &[]);
                         continue;
                     }
                 };
@@ -89,13 +89,17 @@ impl<U: Underlay> Worker<U> {
                 };
                 let inner = span.start..span.start + len;
                 let frame = &mut self.datagrams[index].payload_mut()[inner.clone()];
-                if let Err(reason) = ecn::decapsulate(frame, mark) {
-                    counters.drops(reason, 1);
+                let marked = ecn::decapsulate(frame, mark);
+                let payload = &self.datagrams[index].payload()[range.clone()];
+                if let Err(reason) = marked {
+                    decided(payload, Fate::Drop(reason), ports);
                     continue;
                 }
+                decided(payload, fate, ports);
                 for port in ports {
                     let Some(&place) = self.places.get(port) else {
-                        counters.drops(DropReason::NoQueue, 1);
+                        let frame = &self.datagrams[index].payload()[inner.clone()];
+                        ledger.undelivered(*port, frame, DropReason::NoQueue);
                         continue;
                     };
                     let PortQueue {
@@ -114,7 +118,7 @@ impl<U: Underlay> Worker<U> {
                     let buffer = |index: usize| datagrams[index].payload();
                     let deliveries = &mut self.deliveries;
                     if deliveries.is_full() {
-                        deliver_all(&mut self.ports, deliveries, counters, seen, buffer);
+                        deliver_all(&mut self.ports, deliveries, &ledger, buffer);
                     }
                     match handover {
                         Ok(Handover::Merge(offload)) => {
@@ -125,28 +129,24 @@ impl<U: Underlay> Worker<U> {
                         }
                         Ok(Handover::Cut) => {
                             // What came before it goes before it.
-                            deliver_all(&mut self.ports, deliveries, counters, seen, buffer);
+                            deliver_all(&mut self.ports, deliveries, &ledger, buffer);
                             match SuperFrame::merged_by_peer(frame, mtu) {
                                 Ok(cut) => {
                                     let port = &mut self.ports[place];
-                                    deliver_cut(port, &cut, frame, counters, seen);
+                                    deliver_cut(port, &cut, &ledger);
                                 }
-                                Err(reason) => counters.drops(reason, 1),
+                                Err(reason) => ledger.undelivered(*port, frame, reason),
                             }
                         }
-                        Err(reason) => counters.drops(reason, 1),
+                        Err(reason) => ledger.undelivered(*port, frame, reason),
                     }
                 }
             }
         }
         let datagrams = &self.datagrams;
-        deliver_all(
-            &mut self.ports,
-            &mut self.deliveries,
-            counters,
-            seen,
-            |index| datagrams[index].payload(),
-        );
+        deliver_all(&mut self.ports, &mut self.deliveries, &ledger, |index| {
+            datagrams[index].payload()
+        });
         Ok(true)
     }
 }

@@ -7,9 +7,9 @@ use std::io::{self, IoSlice};
 use std::time::Instant;
 
 use super::delivery::{PortQueue, deliver_all, deliver_cut, hand_over};
+use super::ledger::Ledger;
 use super::sends::{NOTHING, Outgoing};
 use super::{Sends, Worker};
-use crate::capture::Place;
 use crate::ecn;
 use crate::edge::{Datagram, Offload, TapFrame, Underlay};
 use crate::engine::Verdict;
@@ -37,24 +37,16 @@ impl<U: Underlay> Worker<U> {
             return Ok(false);
         }
         let tables = self.config.tables.load();
-        let captures = self.config.captures();
-        let seen = captures.zip(Some(&**tables));
-        let counters = &*self.counters;
+        let ledger = self.config.ledger(&self.counters, &tables, Some(id));
         let mtu = self.ports[origin].mtu;
         for index in 0..count {
             let frame = &mut self.frames[index];
-            counters.frames_in(1);
-            counters.frame_bytes_in(frame.frame().len() as u64);
-            if let Some(captures) = captures
-                && let Some(port) = tables.port(id)
-            {
-                captures.offer(Place::FromPort(id), port.vni, frame.frame());
-            }
-            if let Err(reason) = admit(frame, mtu) {
-                counters.drops(reason, 1);
-                continue;
-            }
-            let verdict = self.engine.handle_frame(&tables, id, frame.frame(), now);
+            ledger.frame_in(frame.frame().len());
+            let verdict = match admit(frame, mtu) {
+                Ok(()) => self.engine.handle_frame(&tables, id, frame.frame(), now),
+                Err(reason) => Verdict::Drop(reason),
+            };
+            ledger.frame_decided(frame.frame(), &verdict);
             let (ports, remotes) = match &verdict {
                 Verdict::Deliver { port } => (std::slice::from_ref(port), None),
                 Verdict::Send { vni, remote } => {
@@ -64,66 +56,53 @@ impl<U: Underlay> Worker<U> {
                     vni,
                     ports,
                     remotes,
-                } => {
-                    counters.floods(1);
-                    (*ports, Some((*vni, *remotes)))
-                }
+                } => (*ports, Some((*vni, *remotes))),
                 Verdict::Answer { .. } => {
-                    counters.answers(1);
                     let slices = [IoSlice::new(self.engine.answer())];
                     let answer = TapFrame {
                         slices: &slices,
                         offload: Offload::default(),
                     };
-                    hand_over(&mut self.ports[origin], &[answer], counters);
+                    hand_over(&mut self.ports[origin], &[answer], &ledger);
                     continue;
                 }
-                Verdict::Drop(reason) => {
-                    counters.drops(*reason, 1);
-                    continue;
-                }
+                Verdict::Drop(_) => continue,
             };
             if let Some((vni, remotes)) = remotes {
                 let flow = flow::hash(frame.frame());
                 if frame.offload.is_gso() {
-                    self.sends
-                        .flush(&mut self.underlay, &self.frames, counters, captures);
+                    self.sends.flush(&mut self.underlay, &self.frames, &ledger);
                     let frame = &self.frames[index];
                     send_super(
                         &mut self.sends,
                         &mut self.underlay,
                         frame,
                         (vni, remotes, flow, mtu),
-                        counters,
+                        &ledger,
                     );
-                    if let Some(captures) = captures {
-                        for &to in remotes {
-                            captures.offer(Place::ToRemote(to), vni, frame.frame());
-                        }
-                    }
                 } else {
                     if !complete(frame) {
-                        counters.drops(DropReason::BadOffload, 1);
+                        let drop = Verdict::Drop(DropReason::BadOffload);
+                        ledger.frame_decided(frame.frame(), &drop);
                         continue;
                     }
                     frame.set_header(&Header::emit(vni));
                     for &to in remotes {
                         self.sends.push(Outgoing {
                             frame: index,
-                            vni,
                             to,
                             flow,
                         });
                     }
                     if self.sends.is_full() {
-                        self.sends
-                            .flush(&mut self.underlay, &self.frames, counters, captures);
+                        self.sends.flush(&mut self.underlay, &self.frames, &ledger);
                     }
                 }
             }
             for port in ports.iter().filter(|port| **port != id) {
                 let Some(&place) = self.places.get(port) else {
-                    counters.drops(DropReason::NoQueue, 1);
+                    let frame = self.frames[index].frame();
+                    ledger.undelivered(*port, frame, DropReason::NoQueue);
                     continue;
                 };
                 let PortQueue {
@@ -135,7 +114,8 @@ impl<U: Underlay> Worker<U> {
                     && !self.frames[index].offload.is_gso()
                     && !complete(&mut self.frames[index])
                 {
-                    counters.drops(DropReason::BadOffload, 1);
+                    let frame = self.frames[index].frame();
+                    ledger.undelivered(*port, frame, DropReason::BadOffload);
                     continue;
                 }
                 let (frame, frames) = (&self.frames[index], &self.frames);
@@ -149,15 +129,13 @@ impl<U: Underlay> Worker<U> {
                 let offload = frame.offload;
                 let udp = offload.gso_type == Offload::GSO_UDP_L4;
                 if deliveries.is_full() {
-                    deliver_all(&mut self.ports, deliveries, counters, seen, buffer);
+                    deliver_all(&mut self.ports, deliveries, &ledger, buffer);
                 }
                 if offload.is_gso() && (plain || udp && !features.udp) {
-                    deliver_all(&mut self.ports, deliveries, counters, seen, buffer);
+                    deliver_all(&mut self.ports, deliveries, &ledger, buffer);
                     match SuperFrame::requested(frame.frame(), &offload, mtu) {
-                        Ok(cut) => {
-                            deliver_cut(&mut self.ports[place], &cut, frame.frame(), counters, seen)
-                        }
-                        Err(reason) => counters.drops(reason, 1),
+                        Ok(cut) => deliver_cut(&mut self.ports[place], &cut, &ledger),
+                        Err(reason) => ledger.undelivered(*port, frame.frame(), reason),
                     }
                 } else if offload.needs_checksum() && !offload.is_gso() {
                     deliveries.push(place, span, frame.frame(), offload, features);
@@ -166,16 +144,11 @@ impl<U: Underlay> Worker<U> {
                 }
             }
         }
-        self.sends
-            .flush(&mut self.underlay, &self.frames, counters, captures);
+        self.sends.flush(&mut self.underlay, &self.frames, &ledger);
         let frames = &self.frames;
-        deliver_all(
-            &mut self.ports,
-            &mut self.deliveries,
-            counters,
-            seen,
-            |index| frames[index].frame(),
-        );
+        deliver_all(&mut self.ports, &mut self.deliveries, &ledger, |index| {
+            frames[index].frame()
+        });
         Ok(true)
     }
 }
@@ -186,7 +159,7 @@ fn send_super<U: Underlay>(
     underlay: &mut U,
     frame: &FrameBuf,
     (vni, remotes, flow, mtu): (crate::Vni, &[std::net::SocketAddr], u32, u16),
-    counters: &crate::stats::WorkerCounters,
+    ledger: &Ledger<'_>,
 ) {
     match SuperFrame::requested(frame.frame(), &frame.offload, mtu) {
         Ok(super_frame) => {
@@ -195,9 +168,9 @@ fn send_super<U: Underlay>(
                 ecn: ecn::of_frame(frame.frame()),
                 ..NOTHING
             };
-            sends.send_super(underlay, &super_frame, &like, (vni, remotes), counters);
+            sends.send_super(underlay, &super_frame, &like, (vni, remotes), ledger);
         }
-        Err(reason) => counters.drops(reason, 1),
+        Err(reason) => ledger.frame_decided(frame.frame(), &Verdict::Drop(reason)),
     }
 }
 

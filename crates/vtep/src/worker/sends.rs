@@ -15,15 +15,13 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 
 use super::BATCH;
-use super::delivery::count_drops;
+use super::ledger::Ledger;
 use crate::Vni;
-use crate::capture::{CaptureHub, Place};
 use crate::ecn;
 use crate::edge::{Datagram, SendReport, Underlay};
 use crate::flow::source_port_index;
 use crate::frame::FrameBuf;
 use crate::offload::segment::{MAX_HEADERS, SuperFrame};
-use crate::stats::{DropReason, WorkerCounters};
 use crate::vxlan::{HEADER_LEN, Header};
 
 /// Datagrams collected before they are sent although the batch goes on: a flood to many hosts must not pile up.
@@ -40,7 +38,6 @@ static PADDING: [u8; 1_500] = [0; 1_500];
 #[derive(Clone, Copy)]
 pub(super) struct Outgoing {
     pub(super) frame: usize,
-    pub(super) vni: Vni,
     pub(super) to: SocketAddr,
     pub(super) flow: u32,
 }
@@ -74,8 +71,7 @@ impl Sends {
         &mut self,
         underlay: &mut U,
         frames: &[FrameBuf],
-        counters: &WorkerCounters,
-        captures: Option<&CaptureHub>,
+        ledger: &Ledger<'_>,
     ) {
         // Brings together what can be a run; one flow's frames have one source port and one remote.
         self.list.sort_unstable_by_key(|outgoing| {
@@ -89,19 +85,17 @@ impl Sends {
             let mut slices = [IoSlice::new(&[]); 2 * BATCH];
             // Of each run: the first frame, where its slices end, and the length of its datagrams.
             let mut runs = [(0, 0, 0); BATCH];
-            let (mut runs_used, mut slices_used, mut bytes, mut start) = (0, 0, 0, 0);
+            let (mut runs_used, mut slices_used, mut start) = (0, 0, 0);
             while start < batch.len() {
                 let (end, size) = run(frames, batch, start);
                 for (index, outgoing) in (start..end).zip(&batch[start..end]) {
                     let payload = frames[outgoing.frame].datagram();
                     slices[slices_used] = IoSlice::new(payload);
                     slices_used += 1;
-                    bytes += payload.len();
                     if payload.len() < size && index + 1 < end {
                         let padding = &PADDING[..size - payload.len()];
                         slices[slices_used] = IoSlice::new(padding);
                         slices_used += 1;
-                        bytes += padding.len();
                     }
                 }
                 let segment_size = if end - start > 1 { size } else { 0 };
@@ -122,18 +116,7 @@ impl Sends {
                 };
                 from = end;
             }
-            send(
-                underlay,
-                &datagrams[..runs_used],
-                batch.len(),
-                bytes,
-                counters,
-            );
-            if let Some(captures) = captures {
-                for Outgoing { frame, vni, to, .. } in batch {
-                    captures.offer(Place::ToRemote(*to), *vni, frames[*frame].frame());
-                }
-            }
+            send(underlay, &datagrams[..runs_used], ledger);
         }
         self.list.clear();
     }
@@ -145,7 +128,7 @@ impl Sends {
         super_frame: &SuperFrame<'_>,
         like: &Datagram<'_>,
         (vni, remotes): (Vni, &[SocketAddr]),
-        counters: &WorkerCounters,
+        ledger: &Ledger<'_>,
     ) {
         let headers_len = HEADER_LEN + super_frame.headers_len();
         let segment_size = u16::try_from(headers_len + super_frame.segment_len()).ok();
@@ -164,14 +147,12 @@ impl Sends {
                 payloads[index] = super_frame.write_headers(start + index, rest);
             }
             let mut slices = [IoSlice::new(&[]); 2 * SEGMENTS];
-            let mut bytes = 0;
             for ((pair, headers), payload) in slices
                 .chunks_exact_mut(2)
                 .zip(self.headers.chunks_exact(headers_len))
                 .zip(&payloads[..segments])
             {
                 pair.copy_from_slice(&[IoSlice::new(headers), IoSlice::new(payload)]);
-                bytes += headers.len() + payload.len();
             }
             for &to in remotes {
                 let datagram = Datagram {
@@ -180,7 +161,7 @@ impl Sends {
                     slices: &slices[..2 * segments],
                     ..*like
                 };
-                send(underlay, &[datagram], segments, bytes, counters);
+                send(underlay, &[datagram], ledger);
             }
         }
     }
@@ -231,33 +212,13 @@ fn can_be_padded(frame: &[u8]) -> bool {
     matches!(frame.get(12..14), Some([0x08, 0x00] | [0x86, 0xdd]))
 }
 
-/// Gives datagrams to the underlay and counts what became of the `count` that they are cut into.
-fn send<U: Underlay>(
-    underlay: &mut U,
-    datagrams: &[Datagram<'_>],
-    count: usize,
-    bytes: usize,
-    counters: &WorkerCounters,
-) {
+/// Gives datagrams to the underlay and writes down what became of them.
+fn send<U: Underlay>(underlay: &mut U, datagrams: &[Datagram<'_>], ledger: &Ledger<'_>) {
     let report = underlay.send(datagrams).unwrap_or_else(|error| {
         tracing::debug!(%error, "can't send to the underlay");
-        SendReport {
-            failed: count,
-            ..SendReport::default()
-        }
+        SendReport::all_failed(datagrams.iter().map(Datagram::count))
     });
-    counters.datagrams_out(report.sent as u64);
-    // Which ones failed is not said; where some did, their share is taken off.
-    counters.datagram_bytes_out(bytes as u64 * report.sent as u64 / count as u64);
-    count_drops(
-        counters,
-        &report,
-        [
-            DropReason::PathTooSmall,
-            DropReason::UnderlayFull,
-            DropReason::UnderlayFailed,
-        ],
-    );
+    ledger.datagrams_sent(datagrams, &report);
 }
 
 #[cfg(test)]
@@ -321,15 +282,12 @@ mod tests {
             })
             .collect();
         for (frame, &(to, _)) in list.iter().enumerate() {
-            sends.push(Outgoing {
-                frame,
-                vni,
-                to,
-                flow: 0,
-            });
+            sends.push(Outgoing { frame, to, flow: 0 });
         }
-        let counters = WorkerCounters::new();
-        sends.flush(underlay, &frames, &counters, None);
+        let counters = crate::stats::WorkerCounters::new();
+        let tables = crate::fdb::TableWriter::new().shared().load_full();
+        let ledger = Ledger::new(&counters, &tables, 0, None, None);
+        sends.flush(underlay, &frames, &ledger);
         let sum = crate::stats::Counters::sum([&std::sync::Arc::new(counters)]);
         assert_eq!(sum.datagrams_out, list.len() as u64);
     }
