@@ -345,7 +345,6 @@ fn networks_and_names_that_cannot_be_are_refused() {
         "service ls",
         "volume ls",
         "doctor",
-        "capture",
         "bench",
         "network connect a b",
         "network prune",

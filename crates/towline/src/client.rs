@@ -76,6 +76,11 @@ impl Client {
         }
     }
 
+    /// The connection, for what follows an answer.
+    pub(crate) fn into_stream(self) -> BufReader<UnixStream> {
+        self.stream
+    }
+
     fn exchange(&mut self, request: &Request) -> std::io::Result<Reply> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');

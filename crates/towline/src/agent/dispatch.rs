@@ -2,15 +2,23 @@
 
 use std::sync::Arc;
 
-use super::{Agent, container, fdb, host, join, network, status};
+use super::{Agent, capture, container, fdb, host, join, network, status};
 use crate::api::{Request, Response};
+
+/// An answer.
+pub(super) enum Answer {
+    /// One line.
+    Once(Response),
+    /// A line, and then a stream.
+    Stream(Box<capture::Running>),
+}
 
 /// Answers one request.
 ///
 /// # Errors
 /// One line for the person who asked.
-pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Response> {
-    Ok(match request {
+pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Answer> {
+    Ok(Answer::Once(match request {
         Request::Status => Response::Status(Box::new(status::status(agent))),
         Request::Init(init) => Response::Initialized(join::init(agent, &init)?),
         Request::Join(join) => Response::Joined(join::join(agent, &join)?),
@@ -35,6 +43,10 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Res
             Response::Done
         }
         Request::Fdb { network } => Response::Fdb(fdb::list(agent, network.as_deref())?),
+        Request::Capture(wanted) => {
+            let running = capture::start(agent, &wanted)?;
+            return Ok(Answer::Stream(Box::new(running)));
+        }
         Request::Container(request) => Response::Container(container::handle(agent, request)?),
-    })
+    }))
 }

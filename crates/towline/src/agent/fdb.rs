@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use vtep::MacAddr;
 use vtep::fdb::Location;
 
-use super::{Agent, network};
+use super::{Agent, network, traffic};
 use crate::api::FdbEntry;
 
 /// All entries of this host, or those of one network, by VNI and MAC.
@@ -57,6 +57,7 @@ pub(super) fn list(agent: &Agent, only: Option<&str>) -> anyhow::Result<Vec<FdbE
                 remote: None,
                 host: None,
                 container: None,
+                traffic: None,
             }
         };
         entries.push(FdbEntry {
@@ -71,11 +72,17 @@ pub(super) fn list(agent: &Agent, only: Option<&str>) -> anyhow::Result<Vec<FdbE
                         .port(port)
                         .map(|port| port.ips.clone())
                         .unwrap_or_default(),
+                    traffic: tables
+                        .port_meter(port)
+                        .map(|meter| traffic::passed(&meter.read())),
                     ..entry(mac, "local")
                 },
                 Location::Remote(remote) => FdbEntry {
                     remote: Some(remote.to_string()),
                     host: names.get(&remote).cloned(),
+                    traffic: tables
+                        .remote_meter(remote.ip())
+                        .map(|meter| traffic::passed(&meter.read())),
                     ..entry(mac, "remote")
                 },
             });

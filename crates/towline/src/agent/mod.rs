@@ -8,6 +8,7 @@
 //! A container does not depend on the agent: its interface persists, its shim
 //! is no child of the agent. A new agent takes up again what it finds.
 
+mod capture;
 pub(crate) mod container;
 mod dispatch;
 mod fdb;
@@ -21,6 +22,7 @@ mod server;
 pub(crate) mod state;
 mod status;
 mod tables;
+mod traffic;
 mod underlay;
 mod upkeep;
 

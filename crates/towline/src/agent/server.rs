@@ -1,4 +1,4 @@
-//! The API socket: JSON lines over a Unix socket that only root may use.
+//! The API socket: JSON lines over a Unix socket that only root may use. A capture's answer goes on as a stream.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -13,8 +13,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::Agent;
+use super::dispatch::{self, Answer};
 use super::state::make_dir;
-use crate::api::{Reply, Request};
+use crate::api::{Reply, Request, Response};
 
 /// A request is a few hundred bytes; a command line inside it may be long.
 const MAX_REQUEST: u64 = 1 << 20;
@@ -148,8 +149,12 @@ fn converse(stream: UnixStream, agent: &Arc<Agent>) -> anyhow::Result<()> {
             return Ok(());
         }
         let reply = match serde_json::from_slice::<Request>(&line) {
-            Ok(request) => match super::dispatch::handle(agent, request) {
-                Ok(response) => Reply::Ok(response),
+            Ok(request) => match dispatch::handle(agent, request) {
+                Ok(Answer::Once(response)) => Reply::Ok(response),
+                Ok(Answer::Stream(running)) => {
+                    answer(&stream, &Reply::Ok(Response::Capturing))?;
+                    return running.stream(agent, &stream);
+                }
                 Err(error) => Reply::Error(one_line(&format!("{error:#}"))),
             },
             Err(error) => {

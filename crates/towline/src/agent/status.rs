@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::join::{NOT_ENCRYPTED, join_command};
-use super::{Agent, Member};
+use super::{Agent, Member, traffic};
 use crate::api::{ClusterStatus, Status};
 
 /// Asks every part; none of them waits for the network.
@@ -65,6 +65,8 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         datapath: json(&member.datapath.status()),
         drops,
         traffic: numbers(&json(&counters)),
+        ports: traffic::ports(agent, member),
+        remotes: traffic::remotes(member),
         gateway,
         endpoints: agent.state.read(|state| state.endpoints.len()),
         warnings,

@@ -3,6 +3,7 @@
 //! The answers are also what `--json` prints, so their shape is stable and
 //! written down in `docs/json.md`. Addresses, MACs and ids are strings.
 
+pub(crate) mod capture;
 pub(crate) mod container;
 
 use std::collections::BTreeMap;
@@ -48,6 +49,8 @@ pub(crate) enum Request {
         /// Only this network, by name or id.
         network: Option<String>,
     },
+    /// `towline capture`: the answer is [`Response::Capturing`] and a stream.
+    Capture(capture::Capture),
     /// All that concerns containers.
     Container(container::Request),
 }
@@ -82,6 +85,8 @@ pub(crate) enum Response {
     Hosts(Vec<Host>),
     /// To [`Request::Fdb`].
     Fdb(Vec<FdbEntry>),
+    /// To [`Request::Capture`]; [`capture::Event`]s follow.
+    Capturing,
     /// To [`Request::Container`].
     Container(container::Response),
 }
@@ -276,6 +281,65 @@ pub(crate) struct FdbEntry {
     pub(crate) host: Option<String>,
     /// Local: the container.
     pub(crate) container: Option<String>,
+    /// Local: frames of the port. Remote: datagrams of the VTEP, of all MACs behind it. The gateway has none.
+    pub(crate) traffic: Option<Passed>,
+}
+
+/// What passed a port or a remote VTEP, in frames or in datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Passed {
+    /// Came from it, dropped or not.
+    #[serde(rename = "in")]
+    pub(crate) received: u64,
+    /// Went to it.
+    #[serde(rename = "out")]
+    pub(crate) sent: u64,
+    /// Came from it, or was for it, and was dropped.
+    pub(crate) dropped: u64,
+}
+
+/// What passed one port.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PortTraffic {
+    /// Its number.
+    pub(crate) port: u32,
+    /// The container.
+    pub(crate) container: String,
+    /// The network's name.
+    pub(crate) network: String,
+    /// The interface in the container.
+    pub(crate) interface: String,
+    /// Frames that the container sent, dropped or not.
+    pub(crate) frames_in: u64,
+    /// Their bytes.
+    pub(crate) frame_bytes_in: u64,
+    /// Frames that the container was handed.
+    pub(crate) frames_out: u64,
+    /// Their bytes.
+    pub(crate) frame_bytes_out: u64,
+    /// Frames from or for the container that were dropped, by reason; reasons that never happened are left out.
+    pub(crate) drops: BTreeMap<String, u64>,
+}
+
+/// What came from and went to one remote VTEP, on all networks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RemoteTraffic {
+    /// Its address.
+    pub(crate) remote: IpAddr,
+    /// The host's name, when known.
+    pub(crate) host: Option<String>,
+    /// Datagrams from it, dropped or not.
+    pub(crate) datagrams_in: u64,
+    /// Bytes of their payload.
+    pub(crate) datagram_bytes_in: u64,
+    /// Datagrams that left for it.
+    pub(crate) datagrams_out: u64,
+    /// Bytes of their payload.
+    pub(crate) datagram_bytes_out: u64,
+    /// Datagrams from it that were dropped, by reason; reasons that never happened are left out.
+    pub(crate) drops: BTreeMap<String, u64>,
+    /// Datagrams for it that did not leave, by reason; reasons that never happened are left out.
+    pub(crate) send_failures: BTreeMap<String, u64>,
 }
 
 /// What `status` shows.
@@ -316,6 +380,10 @@ pub(crate) struct ClusterStatus {
     pub(crate) drops: BTreeMap<String, u64>,
     /// Frames and bytes carried.
     pub(crate) traffic: BTreeMap<String, u64>,
+    /// The same of each port here, by container.
+    pub(crate) ports: Vec<PortTraffic>,
+    /// The same of each remote VTEP, by address.
+    pub(crate) remotes: Vec<RemoteTraffic>,
     /// The gateway bridge.
     pub(crate) gateway: serde_json::Value,
     /// How many containers have an endpoint here.

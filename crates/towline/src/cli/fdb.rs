@@ -6,7 +6,11 @@ use super::{Context, output};
 use crate::api::{Request, Response};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: towline fdb --network myoverlay")]
+#[command(after_help = "\
+IN, OUT and DROPS: frames from and to a local container; of a remote entry, datagrams from and to its
+host, for all MAC addresses there together.
+
+Example: towline fdb --network myoverlay")]
 pub(crate) struct Args {
     /// Only this network, by name or id
     #[arg(long, value_name = "NETWORK")]
@@ -28,7 +32,9 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     output::table(
-        &["NETWORK", "VNI", "MAC", "IPS", "KIND", "WHERE"],
+        &[
+            "NETWORK", "VNI", "MAC", "IPS", "KIND", "WHERE", "IN", "OUT", "DROPS",
+        ],
         entries.into_iter().map(|entry| {
             let place = match (&entry.container, &entry.host, &entry.remote) {
                 (Some(container), ..) => container.clone(),
@@ -36,6 +42,10 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
                 (None, None, Some(remote)) => remote.clone(),
                 (None, _, None) => "-".to_owned(),
             };
+            let [received, sent, dropped] =
+                entry.traffic.map_or(["-"; 3].map(str::to_owned), |passed| {
+                    [passed.received, passed.sent, passed.dropped].map(|count| count.to_string())
+                });
             [
                 entry.network,
                 entry.vni.to_string(),
@@ -43,6 +53,9 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
                 output::list(entry.ips),
                 entry.kind,
                 place,
+                received,
+                sent,
+                dropped,
             ]
         }),
     )?;

@@ -2,6 +2,7 @@
 //! connection to the agent, and the exit codes.
 
 mod agent;
+mod capture;
 mod completions;
 mod exec;
 mod fdb;
@@ -80,6 +81,8 @@ enum Command {
     Fdb(fdb::Args),
     /// Show what this host's agent does and sees
     Status(status::Args),
+    /// Show frames and datagrams as they pass, or write them to a file
+    Capture(capture::Args),
     /// Try all of it on this machine: hosts, containers and measurements in network namespaces
     #[command(subcommand)]
     Lab(lab::Command),
@@ -134,6 +137,7 @@ impl Cli {
             Command::Host(command) => host::run(command, &context),
             Command::Fdb(args) => fdb::run(args, &context),
             Command::Status(args) => status::run(&args, &context),
+            Command::Capture(args) => capture::run(args, &context),
             Command::Lab(command) => lab::run(command),
             Command::Completions(args) => completions::run(&args),
             Command::Shim(args) => shim::run(args, &context),

@@ -16,8 +16,6 @@ pub(crate) enum Command {
     #[command(hide = true)]
     Doctor(Rest),
     #[command(hide = true)]
-    Capture(Rest),
-    #[command(hide = true)]
     Bench(Rest),
 }
 
@@ -35,7 +33,6 @@ impl Command {
             Self::Service(_) => ("service", "start containers one by one with 'towline run'"),
             Self::Volume(_) => ("volume", "containers see this host's own files"),
             Self::Doctor(_) => ("doctor", "'towline status' shows what the agent sees"),
-            Self::Capture(_) => ("capture", "'tcpdump -i eth0' works inside a container"),
             Self::Bench(_) => ("bench", "'towline lab bench' measures on one machine"),
         };
         not_built(name, instead)

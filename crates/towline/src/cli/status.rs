@@ -24,6 +24,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         output::json(&status)?;
     } else {
         output::line(text(&status).trim_end())?;
+        if let Some(cluster) = &status.cluster {
+            tables(cluster)?;
+        }
         output::warnings(
             status
                 .cluster
@@ -78,6 +81,65 @@ fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
         lines.push(("to join".to_owned(), command.clone()));
     }
     lines
+}
+
+/// What passed each port and each remote; a table without rows is not shown.
+fn tables(cluster: &ClusterStatus) -> anyhow::Result<()> {
+    if !cluster.ports.is_empty() {
+        output::line("")?;
+        output::table(
+            &[
+                "PORT",
+                "CONTAINER",
+                "NETWORK",
+                "FRAMES IN",
+                "BYTES IN",
+                "FRAMES OUT",
+                "BYTES OUT",
+                "DROPS",
+            ],
+            cluster.ports.iter().map(|port| {
+                [
+                    port.port.to_string(),
+                    format!("{} {}", port.container, port.interface),
+                    port.network.clone(),
+                    port.frames_in.to_string(),
+                    port.frame_bytes_in.to_string(),
+                    port.frames_out.to_string(),
+                    port.frame_bytes_out.to_string(),
+                    counts(&port.drops),
+                ]
+            }),
+        )?;
+    }
+    if !cluster.remotes.is_empty() {
+        output::line("")?;
+        output::table(
+            &[
+                "REMOTE",
+                "HOST",
+                "DATAGRAMS IN",
+                "BYTES IN",
+                "DATAGRAMS OUT",
+                "BYTES OUT",
+                "DROPS",
+                "SEND FAILURES",
+            ],
+            cluster.remotes.iter().map(|remote| {
+                [
+                    remote.remote.to_string(),
+                    remote.host.clone().unwrap_or_else(|| "-".to_owned()),
+                    remote.datagrams_in.to_string(),
+                    remote.datagram_bytes_in.to_string(),
+                    remote.datagrams_out.to_string(),
+                    remote.datagram_bytes_out.to_string(),
+                    counts(&remote.drops),
+                    counts(&remote.send_failures),
+                ]
+            }),
+        )?;
+    }
+    Ok(())
 }
 
 fn counts(counts: &BTreeMap<String, u64>) -> String {
