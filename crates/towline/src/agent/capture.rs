@@ -225,16 +225,16 @@ impl Names {
                 let of = vni.map_or("-".to_owned(), |vni| self.network(vni));
                 (place, self.port(id), format!("{of}/{}", self.port(id)))
             }
-            Place::FromRemote(remote) => (
-                api::Place::FromRemote,
-                self.remote(remote),
-                format!("underlay {}", self.vtep),
-            ),
-            Place::ToRemote(remote) => (
-                api::Place::ToRemote,
-                self.remote(remote),
-                format!("underlay {}", self.vtep),
-            ),
+            Place::FromRemote(remote) | Place::ToRemote(remote) => {
+                let place = if matches!(copy.place, Place::FromRemote(_)) {
+                    api::Place::FromRemote
+                } else {
+                    api::Place::ToRemote
+                };
+                let name = self.remotes.get(&remote.ip()).cloned();
+                let peer = name.unwrap_or_else(|| remote.ip().to_string());
+                (place, peer, format!("underlay {}", self.vtep))
+            }
         };
         let inner = copy.frame().len();
         Seen {
@@ -265,17 +265,7 @@ impl Names {
         match copy.fate {
             Fate::Deliver(port) => format!("deliver to {}", self.port(port)),
             Fate::Send(remote) => format!("send to {}", self.remote(remote)),
-            Fate::Flood { ports, remotes } => {
-                let count = |number, one: &str| match number {
-                    1 => format!("1 {one}"),
-                    _ => format!("{number} {one}s"),
-                };
-                format!(
-                    "flood to {} and {}",
-                    count(ports, "port"),
-                    count(remotes, "remote")
-                )
-            }
+            Fate::Flood { ports, remotes } => flood(ports, remotes),
             Fate::Answer => "answer".to_owned(),
             Fate::Probe => "probe".to_owned(),
             Fate::Passed => passed.to_owned(),
@@ -301,6 +291,20 @@ impl Names {
     }
 }
 
+/// A frame from a remote goes to no other, and one from the only port here to none.
+fn flood(ports: usize, remotes: usize) -> String {
+    let count = |number: usize, one: &str| match number {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        _ => Some(format!("{number} {one}s")),
+    };
+    match (count(ports, "port"), count(remotes, "remote")) {
+        (Some(ports), Some(remotes)) => format!("flood to {ports} and {remotes}"),
+        (Some(some), None) | (None, Some(some)) => format!("flood to {some}"),
+        (None, None) => "flood to nobody".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
@@ -320,6 +324,14 @@ mod tests {
             remotes: HashMap::from([(IpAddr::from([192, 0, 2, 2]), "h2".to_owned())]),
             at: Instant::now(),
         }
+    }
+
+    #[test]
+    fn a_flood_names_who_gets_copies() {
+        assert_eq!(flood(2, 0), "flood to 2 ports");
+        assert_eq!(flood(1, 3), "flood to 1 port and 3 remotes");
+        assert_eq!(flood(0, 1), "flood to 1 remote");
+        assert_eq!(flood(0, 0), "flood to nobody");
     }
 
     #[test]
@@ -356,7 +368,10 @@ mod tests {
         };
         assert_eq!(seen.length, packet.len());
         assert_eq!(seen.frame_at, Some(20 + 8 + 8));
-        assert_eq!(seen.interface, "underlay 192.0.2.1");
+        assert_eq!(
+            (&*seen.interface, &*seen.peer),
+            ("underlay 192.0.2.1", "h2")
+        );
         assert_eq!(seen.reason.as_deref(), Some("not-a-member"));
         assert!(seen.verdict.starts_with("drop not-a-member: The sender"));
     }

@@ -172,8 +172,11 @@ fn icmpv6(kind: &Icmpv6Type, number: u8) -> String {
         Icmpv6Type::DestinationUnreachable(_) => "unreachable".to_owned(),
         Icmpv6Type::PacketTooBig { mtu } => format!("too big, MTU {mtu}"),
         Icmpv6Type::TimeExceeded(_) => "time exceeded".to_owned(),
-        // RFC 4861 §4.
+        // RFC 2710 §3.1, RFC 3810 §5.2, RFC 4861 §4.
         _ => match number {
+            130 => "listener query".to_owned(),
+            131 | 143 => "listener report".to_owned(),
+            132 => "listener done".to_owned(),
             133 => "router solicitation".to_owned(),
             134 => "router advertisement".to_owned(),
             135 => "neighbor solicitation".to_owned(),
