@@ -32,7 +32,7 @@ pub use outer::Outer;
 
 /// Copies a reader may lag behind.
 const QUEUE_COPIES: usize = 4096;
-/// Bytes of frames a reader may lag behind: super-frames are large.
+/// Bytes of frames a reader may lag behind: super-frames are large. It bounds what one capture takes of the memory.
 const QUEUE_BYTES: usize = 16 << 20;
 
 /// Where a copy was taken.
@@ -85,8 +85,9 @@ pub struct Captured {
     pub fate: Fate,
     /// The outer headers, of a datagram.
     pub outer: Option<Outer>,
-    /// At a port the Ethernet frame, at a remote the UDP payload. A checksum in it may be partial where one side is on the
-    /// same machine.
+    /// At a port the Ethernet frame, at a remote the UDP payload. What a container left to its interface is completed already,
+    /// and a mark of the underlay's congestion is in the inner header already. A checksum from a remote may be partial where
+    /// that is on the same machine.
     pub bytes: Vec<u8>,
 }
 

@@ -4,7 +4,7 @@ mod line;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, IsTerminal, Read, Write};
 use std::net::{IpAddr, Shutdown};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -16,11 +16,13 @@ use anyhow::{Context as _, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{Context, unexpected};
+use super::{Context, USAGE, failure, unexpected};
 use crate::api::capture::{Capture, End, Event, Seen};
 use crate::api::{Request, Response};
 use crate::pcapng::{Direction, LinkType, Packet, Writer};
 
+/// Instead of a file's name.
+const STDOUT: &str = "-";
 /// The agent sends no line longer than this, and no packet.
 const LINE_MAX: u64 = 1 << 16;
 const PACKET_MAX: usize = 1 << 17;
@@ -61,6 +63,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let to_stdout = args.write.as_deref() == Some(Path::new(STDOUT));
+    if to_stdout && io::stdout().is_terminal() {
+        return Err(failure(
+            USAGE,
+            "a capture file on a terminal helps nobody: name a file after -w, or pipe it to 'wireshark -k -i -'",
+        ));
+    }
     let mut client = context.client()?;
     let request = Request::Capture(Capture {
         port: args.port,
@@ -217,7 +226,7 @@ struct Pcap {
 
 impl Pcap {
     fn create(path: &Path) -> io::Result<Self> {
-        let out: Box<dyn Write> = if path == Path::new("-") {
+        let out: Box<dyn Write> = if path == Path::new(STDOUT) {
             Box::new(BufWriter::new(io::stdout()))
         } else {
             // Others' traffic is nobody else's business.
