@@ -85,9 +85,9 @@ pub struct Captured {
     pub fate: Fate,
     /// The outer headers, of a datagram.
     pub outer: Option<Outer>,
-    /// At a port the Ethernet frame, at a remote the UDP payload. What a container left to its interface is completed already,
-    /// and a mark of the underlay's congestion is in the inner header already. A checksum from a remote may be partial where
-    /// that is on the same machine.
+    /// At a port the Ethernet frame, at a remote the UDP payload. A checksum in a frame may be partial: a container leaves it to its
+    /// interface, and a remote on the same machine to a network card. A super-frame is one copy until it is cut. A mark
+    /// of the underlay's congestion is in the inner header already.
     pub bytes: Vec<u8>,
 }
 

@@ -149,11 +149,17 @@ impl<'a> Ledger<'a> {
 
     /// What became of datagrams for remotes, at most 64. Of one that is to be cut, a remote's own numbers have all or nothing.
     pub(super) fn datagrams_sent(&self, datagrams: &[Datagram<'_>], report: &SendReport) {
-        let (mut pieces, mut all_bytes) = (0, 0);
+        // Pieces and bytes of what was taken whole, and of what was refused, perhaps in part.
+        let (mut whole, mut part) = ((0, 0), (0, 0));
         for (index, datagram) in datagrams.iter().enumerate() {
             let (count, bytes) = (datagram.count() as u64, datagram.len() as u64);
-            (pieces, all_bytes) = (pieces + count, all_bytes + bytes);
             let drop = report.refusal(index).map(underlay_reason);
+            let sum = if drop.is_none() {
+                &mut whole
+            } else {
+                &mut part
+            };
+            *sum = (sum.0 + count, sum.1 + bytes);
             match (drop, self.remote(datagram.to.ip())) {
                 (None, Some(cell)) => cell.sent(count, bytes),
                 (Some(reason), Some(cell)) => cell.drops(reason, count),
@@ -165,9 +171,8 @@ impl<'a> Ledger<'a> {
         }
         let sent = report.sent as u64;
         self.counters.datagrams_out(sent);
-        // Of a message that was refused in part, it is not said which; its share is taken off.
-        self.counters
-            .datagram_bytes_out(all_bytes * sent / pieces.max(1));
+        let share = part.1 * sent.saturating_sub(whole.0) / part.0.max(1);
+        self.counters.datagram_bytes_out(whole.1 + share);
         self.count_drops(report, underlay_reason);
     }
 
