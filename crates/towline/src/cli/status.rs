@@ -71,9 +71,9 @@ fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
             ),
         ),
         ("endpoints".to_owned(), cluster.endpoints.to_string()),
-        ("control".to_owned(), flat(&cluster.control)),
-        ("datapath".to_owned(), flat(&cluster.datapath)),
-        ("gateway".to_owned(), flat(&cluster.gateway)),
+        ("control".to_owned(), control(&cluster.control)),
+        ("datapath".to_owned(), datapath(&cluster.datapath)),
+        ("gateway".to_owned(), gateway(&cluster.gateway)),
         ("traffic".to_owned(), counts(&cluster.traffic)),
         ("drops".to_owned(), counts(&cluster.drops)),
     ];
@@ -83,8 +83,34 @@ fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
     lines
 }
 
-/// What passed each port and each remote; a table without rows is not shown.
+/// The networks followed, and what passed each port and each remote; a table without rows is not shown.
 fn tables(cluster: &ClusterStatus) -> anyhow::Result<()> {
+    let subscriptions = cluster.control["subscriptions"].as_array();
+    if let Some(subscriptions) = subscriptions.filter(|list| !list.is_empty()) {
+        output::line("")?;
+        output::table(
+            &[
+                "NETWORK",
+                "VNI",
+                "ROWS",
+                "GENERATION",
+                "REVISION",
+                "LAST NEWS",
+            ],
+            subscriptions.iter().map(|network| {
+                [
+                    text_of(&network["name"]),
+                    network["vni"].to_string(),
+                    network["rows"].to_string(),
+                    network["generation"].to_string(),
+                    network["revision"].to_string(),
+                    network["age_ms"]
+                        .as_u64()
+                        .map_or_else(|| "-".to_owned(), |ms| format!("{} ago", age(Some(ms)))),
+                ]
+            }),
+        )?;
+    }
     if !cluster.ports.is_empty() {
         output::line("")?;
         output::table(
@@ -151,27 +177,92 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
     )
 }
 
-/// An object as one line: `name value` pairs. What is absent or off is left out; what is on is its name.
-fn flat(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => format!(
-            "[{}]",
-            items.iter().map(flat).collect::<Vec<_>>().join("; ")
+/// Which manager answers, or why none does.
+fn control(value: &Value) -> String {
+    let since = value["since_ms"].as_u64();
+    match value["connected_to"].as_str() {
+        Some(manager) => format!("connected to {manager} for {}", age(since)),
+        None => format!(
+            "no manager answers for {} (tried {}): {}; frames flow on what is known",
+            age(since),
+            texts(&value["managers"]),
+            value["last_error"].as_str().unwrap_or("not tried yet"),
         ),
-        Value::Object(fields) => output::list(fields.iter().filter_map(|(name, value)| {
-            let name = name.replace('_', " ");
-            match value {
-                Value::Null | Value::Bool(false) => None,
-                Value::Bool(true) => Some(name),
-                Value::Array(items) if items.is_empty() => None,
-                Value::Object(_) => Some(format!("{name} ({})", flat(value))),
-                _ => Some(format!("{name} {}", flat(value))),
-            }
-        })),
-        other => other.to_string(),
     }
+}
+
+fn datapath(value: &Value) -> String {
+    let mut parts = vec![
+        text_of(&value["kind"]),
+        format!("UDP {}", text_of(&value["listen"])),
+        format!("{} workers", value["workers"]),
+        format!(
+            "receive buffer {} KiB",
+            value["receive_buffer_bytes"].as_u64().unwrap_or(0) / 1024
+        ),
+        match value["segments_max"].as_u64() {
+            Some(segments) if segments > 1 => format!("UDP_SEGMENT up to {segments}"),
+            _ => "no UDP_SEGMENT".to_owned(),
+        },
+    ];
+    let merges = value["merges_datagrams"] == true;
+    parts.push(if merges { "UDP_GRO" } else { "no UDP_GRO" }.to_owned());
+    let backends = value["backends"].as_array().into_iter().flatten();
+    for backend in backends.filter(|backend| backend["ports"] != 0) {
+        let on = backend["features"].as_object().into_iter().flatten();
+        parts.push(format!(
+            "{} ports {} (offloads: {})",
+            backend["ports"],
+            text_of(&backend["backend"]),
+            output::list(on.filter(|(_, on)| **on == true).map(|(name, _)| name)),
+        ));
+    }
+    output::list(parts)
+}
+
+fn gateway(value: &Value) -> String {
+    if value.is_null() {
+        return "-".to_owned();
+    }
+    let mut parts = vec![
+        format!(
+            "{} {}",
+            text_of(&value["bridge"]),
+            if value["up"] == true { "up" } else { "down" }
+        ),
+        text_of(&value["ipv4"]),
+        text_of(&value["ipv6"]),
+        format!("{} containers", value["attached"]),
+    ];
+    let foreign = value["foreign"].as_array().into_iter().flatten();
+    parts.extend(foreign.map(|foreign| {
+        format!(
+            "accepts in {} of {} {} ({}): {}",
+            text_of(&foreign["chain"]),
+            text_of(&foreign["family"]),
+            text_of(&foreign["table"]),
+            text_of(&foreign["backend"]),
+            text_of(&foreign["state"])
+        )
+    }));
+    output::list(parts)
+}
+
+fn age(ms: Option<u64>) -> String {
+    match ms {
+        None => "ever".to_owned(),
+        Some(ms) if ms < 10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        Some(ms) if ms < 600_000 => format!("{} s", ms / 1000),
+        Some(ms) => format!("{} min", ms / 60_000),
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or("-").to_owned()
+}
+
+fn texts(value: &Value) -> String {
+    output::list(value.as_array().into_iter().flatten().map(text_of))
 }
 
 #[cfg(test)]
@@ -179,9 +270,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_become_one_line() {
-        let value = serde_json::json!({"kind": "userspace", "listen": null, "queues": [1, 2], "on": {"a": true, "b": false}});
-        assert_eq!(flat(&value), "kind userspace, on (a), queues [1; 2]");
+    fn a_lost_manager_is_said_with_the_cause() {
+        let value = serde_json::json!({
+            "connected_to": null, "since_ms": 75_000, "managers": ["192.0.2.1:4789"], "last_error": "refused"
+        });
+        assert_eq!(
+            control(&value),
+            "no manager answers for 75 s (tried 192.0.2.1:4789): refused; frames flow on what is known"
+        );
+    }
+
+    #[test]
+    fn only_offloads_that_are_on_are_named() {
+        let value = serde_json::json!({
+            "kind": "userspace", "listen": "192.0.2.1:4789", "workers": 2, "receive_buffer_bytes": 4_194_304,
+            "segments_max": 64, "merges_datagrams": true,
+            "backends": [
+                { "backend": "offload", "ports": 3, "features": { "checksum": true, "udp": false } },
+                { "backend": "plain", "ports": 0, "features": {} }
+            ]
+        });
+        assert_eq!(
+            datapath(&value),
+            "userspace, UDP 192.0.2.1:4789, 2 workers, receive buffer 4096 KiB, UDP_SEGMENT up to 64, UDP_GRO, \
+             3 ports offload (offloads: checksum)"
+        );
     }
 
     #[test]
