@@ -30,14 +30,18 @@ fuzz_target!(|frames: Vec<Vec<u8>>| {
         let spans: Vec<_> = merged.collect();
         let part = |span: &Span| &frames[span.buffer][span.start..span.start + span.len];
         if headers.is_empty() {
-            assert_eq!((spans.len(), part(&spans[0])), (1, &frames[spans[0].buffer][..]));
+            assert_eq!(
+                (spans.len(), part(&spans[0])),
+                (1, &frames[spans[0].buffer][..])
+            );
             continue;
         }
         let whole: Vec<u8> = spans.iter().fold(headers, |mut whole, span| {
             whole.extend(part(span));
             whole
         });
-        let cut = SuperFrame::requested(&whole, &offload, u16::MAX).expect("what was merged can be cut");
+        let cut =
+            SuperFrame::requested(&whole, &offload, u16::MAX).expect("what was merged can be cut");
         assert_eq!(cut.count(), spans.len());
         for (index, span) in spans.iter().enumerate() {
             let mut headers = vec![0; cut.headers_len()];
@@ -49,7 +53,10 @@ fuzz_target!(|frames: Vec<Vec<u8>>| {
             for at in 0..headers.len() {
                 let of_id = ip.contains(&at) || (!ip.is_empty() && (24..26).contains(&at));
                 let field = usize::from(offload.csum_start + offload.csum_offset);
-                assert!(of_id || (field..field + 2).contains(&at) || headers[at] == original[at], "byte {at}");
+                assert!(
+                    of_id || (field..field + 2).contains(&at) || headers[at] == original[at],
+                    "byte {at}"
+                );
             }
         }
     }
