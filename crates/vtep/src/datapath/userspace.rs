@@ -139,6 +139,24 @@ impl UserspaceDatapath {
         })
     }
 
+    /// Opens the queues of a port that is not attached yet, from inside its namespace.
+    fn open(
+        &self,
+        spec: &PortSpec,
+        ports: &HashMap<PortId, AttachedPort>,
+        opener: fn(&str, Backend, usize, usize) -> Result<OpenTap, TapError>,
+    ) -> Result<OpenTap, DatapathError> {
+        let id = spec.id;
+        if ports.contains_key(&id) {
+            return Err(DatapathError::AlreadyAttached(id));
+        }
+        let reader = self.reader(id);
+        spec.netns
+            .run(|| opener(&spec.ifname, spec.backend, self.workers.len(), reader))
+            .map_err(|source| DatapathError::Namespace { id, source })?
+            .map_err(|source| DatapathError::Tap { id, source })
+    }
+
     /// Gives each worker its queue of the port and waits until all have it; then the tables name it.
     fn plug(
         &self,
@@ -208,16 +226,8 @@ impl Datapath for UserspaceDatapath {
     fn attach(&self, spec: &PortSpec) -> Result<(), DatapathError> {
         let id = spec.id;
         let mut ports = lock(&self.ports);
-        if ports.contains_key(&id) {
-            return Err(DatapathError::AlreadyAttached(id));
-        }
-        let reader = self.reader(id);
         // Until it is made persistent, dropping `open` removes the interface again.
-        let open = spec
-            .netns
-            .run(|| tap::create(&spec.ifname, spec.backend, self.workers.len(), reader))
-            .map_err(|source| DatapathError::Namespace { id, source })?
-            .map_err(|source| DatapathError::Tap { id, source })?;
+        let open = self.open(spec, &ports, tap::create)?;
         Netlink::open(&spec.netns)
             .and_then(|netlink| {
                 netlink.set_mac(&spec.ifname, spec.mac.octets())?;
@@ -235,17 +245,8 @@ impl Datapath for UserspaceDatapath {
     }
 
     fn adopt(&self, spec: &PortSpec) -> Result<(), DatapathError> {
-        let id = spec.id;
         let mut ports = lock(&self.ports);
-        if ports.contains_key(&id) {
-            return Err(DatapathError::AlreadyAttached(id));
-        }
-        let reader = self.reader(id);
-        let open = spec
-            .netns
-            .run(|| tap::open(&spec.ifname, spec.backend, self.workers.len(), reader))
-            .map_err(|source| DatapathError::Namespace { id, source })?
-            .map_err(|source| DatapathError::Tap { id, source })?;
+        let open = self.open(spec, &ports, tap::open)?;
         self.plug(spec, open, &mut ports)
     }
 
