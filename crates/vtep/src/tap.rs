@@ -25,7 +25,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::edge::{Tap, TapFeatures};
+use crate::edge::{Refusal, SendReport, Tap, TapFeatures};
 
 pub use control::TapControl;
 
@@ -272,6 +272,29 @@ fn failure(error: &io::Error) -> Failure {
         // queue was shut down under a read.
         Some(libc::EBADFD | libc::EFAULT | libc::ENODEV) => Failure::Gone,
         _ => Failure::Refused,
+    }
+}
+
+/// Hands over frame `index` of a batch by `write`, and writes into `report` what became of it.
+///
+/// # Errors
+/// When the interface is gone: the rest of the batch has nowhere to go.
+fn write_frame(
+    report: &mut SendReport,
+    index: usize,
+    mut write: impl FnMut() -> io::Result<usize>,
+) -> io::Result<()> {
+    loop {
+        match write() {
+            Ok(_) => report.sent += 1,
+            Err(error) => match failure(&error) {
+                Failure::Again => continue,
+                Failure::Gone => return Err(error),
+                Failure::WouldBlock => report.refuse(index, 1, Refusal::Full),
+                Failure::Refused => report.refuse(index, 1, Refusal::Failed),
+            },
+        }
+        return Ok(());
     }
 }
 

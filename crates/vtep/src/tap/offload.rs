@@ -18,7 +18,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::{Backend, DEVICE, Failure, OpenTap, TapControl, TapError, failure};
+use super::{Backend, DEVICE, Failure, OpenTap, TapControl, TapError, failure, write_frame};
 use crate::edge::{Offload, Refusal, SendReport, Tap, TapFeatures, TapFrame};
 use crate::frame::FrameBuf;
 
@@ -121,18 +121,7 @@ impl Tap for OffloadTap {
             };
             list[0] = IoSlice::new(&header);
             list[1..].copy_from_slice(frame.slices);
-            loop {
-                match (&self.file).write_vectored(list) {
-                    Ok(_) => report.sent += 1,
-                    Err(error) => match failure(&error) {
-                        Failure::Again => continue,
-                        Failure::Gone => return Err(error),
-                        Failure::WouldBlock => report.refuse(index, 1, Refusal::Full),
-                        Failure::Refused => report.refuse(index, 1, Refusal::Failed),
-                    },
-                }
-                break;
-            }
+            write_frame(&mut report, index, || (&self.file).write_vectored(list))?;
         }
         Ok(report)
     }

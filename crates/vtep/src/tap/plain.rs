@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use tun_tap::{Iface, Mode};
 
-use super::{Backend, Failure, OpenTap, TapControl, TapError, failure};
-use crate::edge::{Offload, Refusal, SendReport, Tap, TapFeatures, TapFrame};
+use super::{Backend, Failure, OpenTap, TapControl, TapError, failure, write_frame};
+use crate::edge::{Offload, SendReport, Tap, TapFeatures, TapFrame};
 use crate::frame::FrameBuf;
 
 /// Opens the one queue of `ifname`, which is made if it is not there, and hands it to all workers.
@@ -93,18 +93,7 @@ impl Tap for PlainTap {
                     self.whole.as_slice()
                 }
             };
-            loop {
-                match self.iface.send(bytes) {
-                    Ok(_) => report.sent += 1,
-                    Err(error) => match failure(&error) {
-                        Failure::Again => continue,
-                        Failure::Gone => return Err(error),
-                        Failure::WouldBlock => report.refuse(index, 1, Refusal::Full),
-                        Failure::Refused => report.refuse(index, 1, Refusal::Failed),
-                    },
-                }
-                break;
-            }
+            write_frame(&mut report, index, || self.iface.send(bytes))?;
         }
         Ok(report)
     }
