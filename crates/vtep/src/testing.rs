@@ -147,6 +147,21 @@ impl Wire {
         });
     }
 
+    /// Lets `work` (one turn of all that is on the wire; says whether anything moved) run until nothing moves any more, with the
+    /// clock moving past all delays.
+    ///
+    /// # Panics
+    /// When frames still run in circles after 10,000 turns.
+    pub fn run(&self, mut work: impl FnMut(Instant) -> bool) {
+        for _ in 0..10_000 {
+            if !work(self.now()) && self.in_flight() == 0 {
+                return;
+            }
+            self.advance(Duration::from_millis(1));
+        }
+        panic!("frames still run in circles after 10,000 rounds");
+    }
+
     /// Datagrams that have not been taken off the wire, due or not.
     #[must_use]
     pub fn in_flight(&self) -> usize {
