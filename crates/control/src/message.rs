@@ -6,164 +6,24 @@
 //! [`ToManager::decode`] and [`ToAgent::decode`] needs no second look. It never panics and never allocates more than a small
 //! multiple of its input. Framing and limits of size are in `transport.rs`.
 
-use std::net::IpAddr;
-use std::time::Duration;
-
-use bytes::Bytes;
-use prost::Message as _;
 use serde::{Deserialize, Serialize};
-use vtep::{MacAddr, Vni};
+use vtep::Vni;
 
-use crate::epoch::Epoch;
-use crate::host::{HostId, HostInfo, HostView};
-use crate::network::{Endpoint, Network};
-use crate::request::{EndpointState, Request};
-use crate::row::{Row, State};
-use crate::token::Token;
+use crate::host::HostId;
+use crate::network::Endpoint;
+use crate::request::EndpointState;
 
+mod rows;
+mod to_agent;
+mod to_manager;
 mod wire;
+
+pub use rows::Rows;
+pub use to_agent::ToAgent;
+pub use to_manager::ToManager;
 
 /// The protocol's version. A manager refuses a hello with another one, in words.
 pub const VERSION: u32 = 1;
-
-/// From an agent to its manager.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ToManager {
-    /// First on every connection.
-    Hello {
-        /// [`VERSION`].
-        version: u32,
-        /// The right to be here.
-        token: Token,
-        /// Who is here.
-        host: HostInfo,
-        /// The highest epoch that this agent has ever seen: a manager whose store is older learns it by this.
-        last_epoch: Epoch,
-    },
-    /// Still here.
-    Heartbeat,
-    /// Send this network's rows from here on.
-    Subscribe {
-        /// The network.
-        vni: Vni,
-        /// The generation of what the agent has; 0 for nothing.
-        generation: u16,
-        /// The last change that it has.
-        revision: u64,
-        /// The network as the agent knows it, for a manager that lost it.
-        network: Option<Network>,
-    },
-    /// No more of this network.
-    Unsubscribe {
-        /// The network.
-        vni: Vni,
-    },
-    /// The sender's own endpoint changed.
-    Publish {
-        /// The endpoint.
-        endpoint: Endpoint,
-        /// Orders the owner's edits.
-        owner_seq: u32,
-        /// What it is now.
-        state: EndpointState,
-    },
-    /// A question.
-    Call {
-        /// Names the answer.
-        id: u64,
-        /// The question.
-        request: Request,
-    },
-}
-
-/// From a manager to an agent.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ToAgent {
-    /// The answer to a hello.
-    Welcome {
-        /// The cluster.
-        cluster: String,
-        /// The manager's host.
-        manager: HostId,
-        /// How often to send a heartbeat.
-        heartbeat: Duration,
-        /// The last epoch that the manager issued: what the agent saw before is dealt with.
-        last_epoch: Epoch,
-        /// For people.
-        warnings: Vec<String>,
-    },
-    /// No: the connection ends.
-    Reject {
-        /// Why, for people.
-        reason: String,
-    },
-    /// Still here.
-    Heartbeat,
-    /// Hosts that came or changed, and that went.
-    Hosts {
-        /// Forget every host that is not in this message.
-        full: bool,
-        /// Came or changed.
-        hosts: Vec<HostView>,
-        /// Went.
-        removed: Vec<HostId>,
-    },
-    /// What the manager holds for the agent's host, in parts.
-    Owned {
-        /// Endpoints.
-        endpoints: Vec<OwnedEndpoint>,
-        /// Container names.
-        names: Vec<String>,
-        /// No part follows.
-        last: bool,
-    },
-    /// A subscribed network is, or became, this.
-    Network(Network),
-    /// A subscribed network does not exist any more.
-    NetworkRemoved {
-        /// Which.
-        vni: Vni,
-    },
-    /// Rows of a network.
-    Rows(Rows),
-    /// An endpoint of the agent's host is not its own any more.
-    RowLost {
-        /// The network.
-        vni: Vni,
-        /// The endpoint's epoch.
-        epoch: Epoch,
-    },
-    /// A part of an answer: the JSON of `Result<Response, String>`.
-    Reply {
-        /// The call's id.
-        id: u64,
-        /// The bytes.
-        part: Bytes,
-        /// No part follows.
-        last: bool,
-    },
-}
-
-/// Every change after revision `from`, up to and including revision `to`, in one or more parts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rows {
-    /// The network.
-    pub vni: Vni,
-    /// The life of the manager's store in which revisions count.
-    pub generation: u16,
-    /// Changes after this one; 0: a snapshot.
-    pub from: u64,
-    /// Up to this one.
-    pub to: u64,
-    /// Which part this is, from 0.
-    pub part: u32,
-    /// No part follows.
-    pub last: bool,
-    /// Rows absent from a snapshot do not exist. Unset while a manager is still learning what it lost.
-    pub settled: bool,
-    /// The rows.
-    pub rows: Vec<Row>,
-}
 
 /// An endpoint with what only its owner needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,298 +58,6 @@ pub enum MessageError {
     },
 }
 
-impl ToManager {
-    /// The message's bytes.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        use wire::to_manager::Kind;
-        let kind = match self {
-            Self::Hello {
-                version,
-                token,
-                host,
-                last_epoch,
-            } => Kind::Hello(wire::Hello {
-                version: *version,
-                token: token.to_string(),
-                host: json(host),
-                last_epoch: last_epoch.get(),
-            }),
-            Self::Heartbeat => Kind::Heartbeat(wire::Empty {}),
-            Self::Subscribe {
-                vni,
-                generation,
-                revision,
-                network,
-            } => Kind::Subscribe(wire::Subscribe {
-                vni: vni.get(),
-                generation: u32::from(*generation),
-                revision: *revision,
-                network: network.as_ref().map(json),
-            }),
-            Self::Unsubscribe { vni } => Kind::Unsubscribe(wire::Network { vni: vni.get() }),
-            Self::Publish {
-                endpoint,
-                owner_seq,
-                state,
-            } => Kind::Publish(wire::Publish {
-                endpoint: json(endpoint),
-                owner_seq: *owner_seq,
-                up: *state == EndpointState::Up,
-            }),
-            Self::Call { id, request } => Kind::Call(wire::Call {
-                id: *id,
-                request: json(request),
-            }),
-        };
-        wire::ToManager { kind: Some(kind) }.encode_to_vec().into()
-    }
-
-    /// The message of these bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        use wire::to_manager::Kind;
-        Ok(
-            match wire::ToManager::decode(bytes)?
-                .kind
-                .ok_or(MessageError::Kind)?
-            {
-                Kind::Hello(hello) => Self::Hello {
-                    version: hello.version,
-                    token: hello
-                        .token
-                        .parse()
-                        .map_err(|_| MessageError::Field("token"))?,
-                    host: parse("host", &hello.host)?,
-                    last_epoch: Epoch::from_bits(hello.last_epoch),
-                },
-                Kind::Heartbeat(wire::Empty {}) => Self::Heartbeat,
-                Kind::Subscribe(subscribe) => Self::Subscribe {
-                    vni: vni(subscribe.vni)?,
-                    generation: generation(subscribe.generation)?,
-                    revision: subscribe.revision,
-                    network: subscribe
-                        .network
-                        .map(|network| parse("network", &network))
-                        .transpose()?,
-                },
-                Kind::Unsubscribe(network) => Self::Unsubscribe {
-                    vni: vni(network.vni)?,
-                },
-                Kind::Publish(publish) => Self::Publish {
-                    endpoint: parse("endpoint", &publish.endpoint)?,
-                    owner_seq: publish.owner_seq,
-                    state: if publish.up {
-                        EndpointState::Up
-                    } else {
-                        EndpointState::Down
-                    },
-                },
-                Kind::Call(call) => Self::Call {
-                    id: call.id,
-                    request: parse("request", &call.request)?,
-                },
-            },
-        )
-    }
-}
-
-impl ToAgent {
-    /// The message's bytes.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        use wire::to_agent::Kind;
-        let kind = match self {
-            Self::Welcome {
-                cluster,
-                manager,
-                heartbeat,
-                last_epoch,
-                warnings,
-            } => Kind::Welcome(wire::Welcome {
-                cluster: cluster.clone(),
-                manager: manager.as_bytes().to_vec(),
-                heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
-                warnings: warnings.clone(),
-                last_epoch: last_epoch.get(),
-            }),
-            Self::Reject { reason } => Kind::Reject(wire::Reject {
-                reason: reason.clone(),
-            }),
-            Self::Heartbeat => Kind::Heartbeat(wire::Empty {}),
-            Self::Hosts {
-                full,
-                hosts,
-                removed,
-            } => Kind::Hosts(wire::Hosts {
-                full: *full,
-                hosts: hosts.iter().map(json).collect(),
-                removed: removed.iter().map(|id| id.as_bytes().to_vec()).collect(),
-            }),
-            Self::Owned {
-                endpoints,
-                names,
-                last,
-            } => Kind::Owned(wire::Owned {
-                endpoints: endpoints.iter().map(json).collect(),
-                names: names.clone(),
-                last: *last,
-            }),
-            Self::Network(network) => Kind::Network(wire::Json {
-                json: json(network),
-            }),
-            Self::NetworkRemoved { vni } => Kind::NetworkRemoved(wire::Network { vni: vni.get() }),
-            Self::Rows(rows) => Kind::Rows(rows.to_wire()),
-            Self::RowLost { vni, epoch } => Kind::RowLost(wire::RowLost {
-                vni: vni.get(),
-                epoch: epoch.get(),
-            }),
-            Self::Reply { id, part, last } => Kind::Reply(wire::Reply {
-                id: *id,
-                part: part.clone(),
-                last: *last,
-            }),
-        };
-        wire::ToAgent { kind: Some(kind) }.encode_to_vec().into()
-    }
-
-    /// The message of these bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        use wire::to_agent::Kind;
-        Ok(
-            match wire::ToAgent::decode(bytes)?
-                .kind
-                .ok_or(MessageError::Kind)?
-            {
-                Kind::Welcome(welcome) => Self::Welcome {
-                    cluster: welcome.cluster,
-                    manager: host_id(&welcome.manager)?,
-                    heartbeat: Duration::from_millis(u64::from(welcome.heartbeat_ms)),
-                    last_epoch: Epoch::from_bits(welcome.last_epoch),
-                    warnings: welcome.warnings,
-                },
-                Kind::Reject(reject) => Self::Reject {
-                    reason: reject.reason,
-                },
-                Kind::Heartbeat(wire::Empty {}) => Self::Heartbeat,
-                Kind::Hosts(hosts) => Self::Hosts {
-                    full: hosts.full,
-                    hosts: hosts
-                        .hosts
-                        .iter()
-                        .map(|host| parse("host", host))
-                        .collect::<Result<_, _>>()?,
-                    removed: hosts
-                        .removed
-                        .iter()
-                        .map(|id| host_id(id))
-                        .collect::<Result<_, _>>()?,
-                },
-                Kind::Owned(owned) => Self::Owned {
-                    endpoints: owned
-                        .endpoints
-                        .iter()
-                        .map(|e| parse("endpoint", e))
-                        .collect::<Result<_, _>>()?,
-                    names: owned.names,
-                    last: owned.last,
-                },
-                Kind::Network(network) => Self::Network(parse("network", &network.json)?),
-                Kind::NetworkRemoved(network) => Self::NetworkRemoved {
-                    vni: vni(network.vni)?,
-                },
-                Kind::Rows(rows) => Self::Rows(Rows::from_wire(rows)?),
-                Kind::RowLost(lost) => Self::RowLost {
-                    vni: vni(lost.vni)?,
-                    epoch: Epoch::from_bits(lost.epoch),
-                },
-                Kind::Reply(reply) => Self::Reply {
-                    id: reply.id,
-                    part: reply.part,
-                    last: reply.last,
-                },
-            },
-        )
-    }
-}
-
-impl Rows {
-    fn to_wire(&self) -> wire::Rows {
-        wire::Rows {
-            vni: self.vni.get(),
-            generation: u32::from(self.generation),
-            from: self.from,
-            to: self.to,
-            part: self.part,
-            last: self.last,
-            settled: self.settled,
-            rows: self.rows.iter().map(row_to_wire).collect(),
-        }
-    }
-
-    fn from_wire(rows: wire::Rows) -> Result<Self, MessageError> {
-        Ok(Self {
-            vni: vni(rows.vni)?,
-            generation: generation(rows.generation)?,
-            from: rows.from,
-            to: rows.to,
-            part: rows.part,
-            last: rows.last,
-            settled: rows.settled,
-            rows: rows
-                .rows
-                .into_iter()
-                .map(row_from_wire)
-                .collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-fn row_to_wire(row: &Row) -> wire::Row {
-    wire::Row {
-        ip: match row.ip {
-            IpAddr::V4(ip) => ip.octets().to_vec(),
-            IpAddr::V6(ip) => ip.octets().to_vec(),
-        },
-        epoch: row.epoch.get(),
-        owner: row.owner.as_bytes().to_vec(),
-        owner_seq: row.owner_seq,
-        state: match row.state {
-            State::Up => 1,
-            State::Down => 2,
-            State::Free => 3,
-        },
-        mac: row.mac.octets().to_vec(),
-    }
-}
-
-fn row_from_wire(row: wire::Row) -> Result<Row, MessageError> {
-    let ip = if let Ok(octets) = <[u8; 4]>::try_from(row.ip.as_slice()) {
-        octets.into()
-    } else {
-        <[u8; 16]>::try_from(row.ip.as_slice())
-            .map_err(|_| MessageError::Field("address"))?
-            .into()
-    };
-    Ok(Row {
-        ip,
-        epoch: Epoch::from_bits(row.epoch),
-        owner: host_id(&row.owner)?,
-        owner_seq: row.owner_seq,
-        state: match row.state {
-            1 => State::Up,
-            2 => State::Down,
-            3 => State::Free,
-            _ => return Err(MessageError::Field("state")),
-        },
-        mac: MacAddr::new(
-            row.mac
-                .as_slice()
-                .try_into()
-                .map_err(|_| MessageError::Field("mac"))?,
-        ),
-    })
-}
-
 fn vni(number: u32) -> Result<Vni, MessageError> {
     Vni::new(number).map_err(|_| MessageError::Field("vni"))
 }
@@ -521,7 +89,19 @@ fn parse<'de, T: Deserialize<'de>>(
 mod tests {
     use proptest::prelude::*;
 
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use prost::Message as _;
+    use vtep::MacAddr;
+
+    use super::rows::row_to_wire;
     use super::*;
+    use crate::epoch::Epoch;
+    use crate::host::HostInfo;
+    use crate::request::Request;
+    use crate::row::{Row, State};
+    use crate::token::Token;
 
     fn rows(count: u8) -> Rows {
         let row = |n: u8| Row {
@@ -651,7 +231,6 @@ mod tests {
 
     #[test]
     fn values_that_cannot_be_are_errors() {
-        use prost::Message;
         let rows = |row: wire::Row| {
             let rows = wire::Rows {
                 rows: vec![row],

@@ -1,0 +1,108 @@
+//! Rows of a network, field by field: nothing is sent more often.
+
+use std::net::IpAddr;
+
+use vtep::{MacAddr, Vni};
+
+use super::{MessageError, generation, host_id, vni, wire};
+use crate::epoch::Epoch;
+use crate::row::{Row, State};
+
+/// Every change after revision `from`, up to and including revision `to`, in one or more parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The network.
+    pub vni: Vni,
+    /// The life of the manager's store in which revisions count.
+    pub generation: u16,
+    /// Changes after this one; 0: a snapshot.
+    pub from: u64,
+    /// Up to this one.
+    pub to: u64,
+    /// Which part this is, from 0.
+    pub part: u32,
+    /// No part follows.
+    pub last: bool,
+    /// Rows absent from a snapshot do not exist. Unset while a manager is still learning what it lost.
+    pub settled: bool,
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+impl Rows {
+    pub(super) fn to_wire(&self) -> wire::Rows {
+        wire::Rows {
+            vni: self.vni.get(),
+            generation: u32::from(self.generation),
+            from: self.from,
+            to: self.to,
+            part: self.part,
+            last: self.last,
+            settled: self.settled,
+            rows: self.rows.iter().map(row_to_wire).collect(),
+        }
+    }
+
+    pub(super) fn from_wire(rows: wire::Rows) -> Result<Self, MessageError> {
+        Ok(Self {
+            vni: vni(rows.vni)?,
+            generation: generation(rows.generation)?,
+            from: rows.from,
+            to: rows.to,
+            part: rows.part,
+            last: rows.last,
+            settled: rows.settled,
+            rows: rows
+                .rows
+                .into_iter()
+                .map(row_from_wire)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+pub(super) fn row_to_wire(row: &Row) -> wire::Row {
+    wire::Row {
+        ip: match row.ip {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        },
+        epoch: row.epoch.get(),
+        owner: row.owner.as_bytes().to_vec(),
+        owner_seq: row.owner_seq,
+        state: match row.state {
+            State::Up => 1,
+            State::Down => 2,
+            State::Free => 3,
+        },
+        mac: row.mac.octets().to_vec(),
+    }
+}
+
+fn row_from_wire(row: wire::Row) -> Result<Row, MessageError> {
+    let ip = if let Ok(octets) = <[u8; 4]>::try_from(row.ip.as_slice()) {
+        octets.into()
+    } else {
+        <[u8; 16]>::try_from(row.ip.as_slice())
+            .map_err(|_| MessageError::Field("address"))?
+            .into()
+    };
+    Ok(Row {
+        ip,
+        epoch: Epoch::from_bits(row.epoch),
+        owner: host_id(&row.owner)?,
+        owner_seq: row.owner_seq,
+        state: match row.state {
+            1 => State::Up,
+            2 => State::Down,
+            3 => State::Free,
+            _ => return Err(MessageError::Field("state")),
+        },
+        mac: MacAddr::new(
+            row.mac
+                .as_slice()
+                .try_into()
+                .map_err(|_| MessageError::Field("mac"))?,
+        ),
+    })
+}

@@ -1,0 +1,200 @@
+//! What a manager says.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use vtep::Vni;
+
+use super::rows::Rows;
+use super::{MessageError, OwnedEndpoint, host_id, json, parse, vni, wire};
+use crate::epoch::Epoch;
+use crate::host::{HostId, HostView};
+use crate::network::Network;
+
+/// From a manager to an agent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToAgent {
+    /// The answer to a hello.
+    Welcome {
+        /// The cluster.
+        cluster: String,
+        /// The manager's host.
+        manager: HostId,
+        /// How often to send a heartbeat.
+        heartbeat: Duration,
+        /// The last epoch that the manager issued: what the agent saw before is dealt with.
+        last_epoch: Epoch,
+        /// For people.
+        warnings: Vec<String>,
+    },
+    /// No: the connection ends.
+    Reject {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Still here.
+    Heartbeat,
+    /// Hosts that came or changed, and that went.
+    Hosts {
+        /// Forget every host that is not in this message.
+        full: bool,
+        /// Came or changed.
+        hosts: Vec<HostView>,
+        /// Went.
+        removed: Vec<HostId>,
+    },
+    /// What the manager holds for the agent's host, in parts.
+    Owned {
+        /// Endpoints.
+        endpoints: Vec<OwnedEndpoint>,
+        /// Container names.
+        names: Vec<String>,
+        /// No part follows.
+        last: bool,
+    },
+    /// A subscribed network is, or became, this.
+    Network(Network),
+    /// A subscribed network does not exist any more.
+    NetworkRemoved {
+        /// Which.
+        vni: Vni,
+    },
+    /// Rows of a network.
+    Rows(Rows),
+    /// An endpoint of the agent's host is not its own any more.
+    RowLost {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's epoch.
+        epoch: Epoch,
+    },
+    /// A part of an answer: the JSON of `Result<Response, String>`.
+    Reply {
+        /// The call's id.
+        id: u64,
+        /// The bytes.
+        part: Bytes,
+        /// No part follows.
+        last: bool,
+    },
+}
+
+impl ToAgent {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        use wire::to_agent::Kind;
+        let kind = match self {
+            Self::Welcome {
+                cluster,
+                manager,
+                heartbeat,
+                last_epoch,
+                warnings,
+            } => Kind::Welcome(wire::Welcome {
+                cluster: cluster.clone(),
+                manager: manager.as_bytes().to_vec(),
+                heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
+                warnings: warnings.clone(),
+                last_epoch: last_epoch.get(),
+            }),
+            Self::Reject { reason } => Kind::Reject(wire::Reject {
+                reason: reason.clone(),
+            }),
+            Self::Heartbeat => Kind::Heartbeat(wire::Empty {}),
+            Self::Hosts {
+                full,
+                hosts,
+                removed,
+            } => Kind::Hosts(wire::Hosts {
+                full: *full,
+                hosts: hosts.iter().map(json).collect(),
+                removed: removed.iter().map(|id| id.as_bytes().to_vec()).collect(),
+            }),
+            Self::Owned {
+                endpoints,
+                names,
+                last,
+            } => Kind::Owned(wire::Owned {
+                endpoints: endpoints.iter().map(json).collect(),
+                names: names.clone(),
+                last: *last,
+            }),
+            Self::Network(network) => Kind::Network(wire::Json {
+                json: json(network),
+            }),
+            Self::NetworkRemoved { vni } => Kind::NetworkRemoved(wire::Network { vni: vni.get() }),
+            Self::Rows(rows) => Kind::Rows(rows.to_wire()),
+            Self::RowLost { vni, epoch } => Kind::RowLost(wire::RowLost {
+                vni: vni.get(),
+                epoch: epoch.get(),
+            }),
+            Self::Reply { id, part, last } => Kind::Reply(wire::Reply {
+                id: *id,
+                part: part.clone(),
+                last: *last,
+            }),
+        };
+        wire::ToAgent { kind: Some(kind) }.encode_to_vec().into()
+    }
+
+    /// The message of these bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        use wire::to_agent::Kind;
+        Ok(
+            match wire::ToAgent::decode(bytes)?
+                .kind
+                .ok_or(MessageError::Kind)?
+            {
+                Kind::Welcome(welcome) => Self::Welcome {
+                    cluster: welcome.cluster,
+                    manager: host_id(&welcome.manager)?,
+                    heartbeat: Duration::from_millis(u64::from(welcome.heartbeat_ms)),
+                    last_epoch: Epoch::from_bits(welcome.last_epoch),
+                    warnings: welcome.warnings,
+                },
+                Kind::Reject(reject) => Self::Reject {
+                    reason: reject.reason,
+                },
+                Kind::Heartbeat(wire::Empty {}) => Self::Heartbeat,
+                Kind::Hosts(hosts) => Self::Hosts {
+                    full: hosts.full,
+                    hosts: hosts
+                        .hosts
+                        .iter()
+                        .map(|host| parse("host", host))
+                        .collect::<Result<_, _>>()?,
+                    removed: hosts
+                        .removed
+                        .iter()
+                        .map(|id| host_id(id))
+                        .collect::<Result<_, _>>()?,
+                },
+                Kind::Owned(owned) => Self::Owned {
+                    endpoints: owned
+                        .endpoints
+                        .iter()
+                        .map(|e| parse("endpoint", e))
+                        .collect::<Result<_, _>>()?,
+                    names: owned.names,
+                    last: owned.last,
+                },
+                Kind::Network(network) => Self::Network(parse("network", &network.json)?),
+                Kind::NetworkRemoved(network) => Self::NetworkRemoved {
+                    vni: vni(network.vni)?,
+                },
+                Kind::Rows(rows) => Self::Rows(Rows::from_wire(rows)?),
+                Kind::RowLost(lost) => Self::RowLost {
+                    vni: vni(lost.vni)?,
+                    epoch: Epoch::from_bits(lost.epoch),
+                },
+                Kind::Reply(reply) => Self::Reply {
+                    id: reply.id,
+                    part: reply.part,
+                    last: reply.last,
+                },
+            },
+        )
+    }
+}

@@ -1,0 +1,157 @@
+//! What an agent says.
+
+use bytes::Bytes;
+use prost::Message as _;
+use vtep::Vni;
+
+use super::{MessageError, generation, json, parse, vni, wire};
+use crate::epoch::Epoch;
+use crate::host::HostInfo;
+use crate::network::{Endpoint, Network};
+use crate::request::{EndpointState, Request};
+use crate::token::Token;
+
+/// From an agent to its manager.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToManager {
+    /// First on every connection.
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+        /// The right to be here.
+        token: Token,
+        /// Who is here.
+        host: HostInfo,
+        /// The highest epoch that this agent has ever seen: a manager whose store is older learns it by this.
+        last_epoch: Epoch,
+    },
+    /// Still here.
+    Heartbeat,
+    /// Send this network's rows from here on.
+    Subscribe {
+        /// The network.
+        vni: Vni,
+        /// The generation of what the agent has; 0 for nothing.
+        generation: u16,
+        /// The last change that it has.
+        revision: u64,
+        /// The network as the agent knows it, for a manager that lost it.
+        network: Option<Network>,
+    },
+    /// No more of this network.
+    Unsubscribe {
+        /// The network.
+        vni: Vni,
+    },
+    /// The sender's own endpoint changed.
+    Publish {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// Orders the owner's edits.
+        owner_seq: u32,
+        /// What it is now.
+        state: EndpointState,
+    },
+    /// A question.
+    Call {
+        /// Names the answer.
+        id: u64,
+        /// The question.
+        request: Request,
+    },
+}
+
+impl ToManager {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        use wire::to_manager::Kind;
+        let kind = match self {
+            Self::Hello {
+                version,
+                token,
+                host,
+                last_epoch,
+            } => Kind::Hello(wire::Hello {
+                version: *version,
+                token: token.to_string(),
+                host: json(host),
+                last_epoch: last_epoch.get(),
+            }),
+            Self::Heartbeat => Kind::Heartbeat(wire::Empty {}),
+            Self::Subscribe {
+                vni,
+                generation,
+                revision,
+                network,
+            } => Kind::Subscribe(wire::Subscribe {
+                vni: vni.get(),
+                generation: u32::from(*generation),
+                revision: *revision,
+                network: network.as_ref().map(json),
+            }),
+            Self::Unsubscribe { vni } => Kind::Unsubscribe(wire::Network { vni: vni.get() }),
+            Self::Publish {
+                endpoint,
+                owner_seq,
+                state,
+            } => Kind::Publish(wire::Publish {
+                endpoint: json(endpoint),
+                owner_seq: *owner_seq,
+                up: *state == EndpointState::Up,
+            }),
+            Self::Call { id, request } => Kind::Call(wire::Call {
+                id: *id,
+                request: json(request),
+            }),
+        };
+        wire::ToManager { kind: Some(kind) }.encode_to_vec().into()
+    }
+
+    /// The message of these bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        use wire::to_manager::Kind;
+        Ok(
+            match wire::ToManager::decode(bytes)?
+                .kind
+                .ok_or(MessageError::Kind)?
+            {
+                Kind::Hello(hello) => Self::Hello {
+                    version: hello.version,
+                    token: hello
+                        .token
+                        .parse()
+                        .map_err(|_| MessageError::Field("token"))?,
+                    host: parse("host", &hello.host)?,
+                    last_epoch: Epoch::from_bits(hello.last_epoch),
+                },
+                Kind::Heartbeat(wire::Empty {}) => Self::Heartbeat,
+                Kind::Subscribe(subscribe) => Self::Subscribe {
+                    vni: vni(subscribe.vni)?,
+                    generation: generation(subscribe.generation)?,
+                    revision: subscribe.revision,
+                    network: subscribe
+                        .network
+                        .map(|network| parse("network", &network))
+                        .transpose()?,
+                },
+                Kind::Unsubscribe(network) => Self::Unsubscribe {
+                    vni: vni(network.vni)?,
+                },
+                Kind::Publish(publish) => Self::Publish {
+                    endpoint: parse("endpoint", &publish.endpoint)?,
+                    owner_seq: publish.owner_seq,
+                    state: if publish.up {
+                        EndpointState::Up
+                    } else {
+                        EndpointState::Down
+                    },
+                },
+                Kind::Call(call) => Self::Call {
+                    id: call.id,
+                    request: parse("request", &call.request)?,
+                },
+            },
+        )
+    }
+}
