@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use netns::Netns;
 
 pub mod cluster;
+pub mod frames;
+pub mod packet;
+pub mod raw;
 pub mod wire;
 
 /// Fails the test when it doesn't run as root.

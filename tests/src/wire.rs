@@ -28,12 +28,34 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Starts a datapath on a host.
 pub type Start = fn(Netns, IpAddr) -> Result<Box<dyn Datapath>, StartError>;
+/// Starts a datapath on a host that is set up otherwise than by default.
+pub type StartWith = fn(Netns, IpAddr, Options) -> Result<Box<dyn Datapath>, StartError>;
+
+/// How a host's datapath is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The UDP port it receives on.
+    pub port: u16,
+    /// Whether reserved bits of the VXLAN header are a reason to drop.
+    pub strict_reserved_bits: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            port: DEFAULT_PORT,
+            strict_reserved_bits: false,
+        }
+    }
+}
 
 /// What a wire test runs on.
 #[derive(Clone, Copy)]
 pub struct Setup {
     /// Which datapath.
     pub start: Start,
+    /// The same, for tests that need it otherwise than by default.
+    pub start_with: StartWith,
     /// Which backend its ports have.
     pub backend: Backend,
 }
@@ -42,22 +64,32 @@ impl Setup {
     /// Userspace with the `offload` backend.
     pub const OFFLOAD: Self = Self {
         start: userspace,
+        start_with: userspace_with,
         backend: Backend::Offload,
     };
     /// Userspace with the `plain` backend.
     pub const PLAIN: Self = Self {
         start: userspace,
+        start_with: userspace_with,
         backend: Backend::Plain,
     };
 }
 
 fn userspace(netns: Netns, vtep: IpAddr) -> Result<Box<dyn Datapath>, StartError> {
+    userspace_with(netns, vtep, Options::default())
+}
+
+fn userspace_with(
+    netns: Netns,
+    vtep: IpAddr,
+    options: Options,
+) -> Result<Box<dyn Datapath>, StartError> {
     let config = UserspaceConfig {
         netns,
         vtep,
-        port: DEFAULT_PORT,
+        port: options.port,
         workers: Some(2),
-        strict_reserved_bits: false,
+        strict_reserved_bits: options.strict_reserved_bits,
     };
     Ok(Box::new(UserspaceDatapath::start(config)?))
 }
