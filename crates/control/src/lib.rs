@@ -42,6 +42,6 @@ pub use request::{
 };
 pub use row::{Row, State};
 pub use server::{ManagerConfig, ManagerError, ManagerHandle, ManagerStatus, Prober};
-pub use store::{FileStore, MemoryStore, Store, StoreError};
+pub use store::{MemoryStore, RedbStore, Store, StoreError};
 pub use table::{MemberState, TableChange};
 pub use token::{Token, TokenError};

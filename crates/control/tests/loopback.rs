@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use control::{
-    AgentConfig, AgentHandle, Endpoint, EndpointState, Event, FileStore, HostId, HostInfo,
-    ManagerConfig, ManagerError, ManagerHandle, MemberState, MemoryStore, NetworkSpec, Prober,
-    Request, RequestError, Response, Store, TableChange, Token,
+    AgentConfig, AgentHandle, Endpoint, EndpointState, Event, HostId, HostInfo, ManagerConfig,
+    ManagerError, ManagerHandle, MemberState, MemoryStore, NetworkSpec, Prober, RedbStore, Request,
+    RequestError, Response, Store, TableChange, Token,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -157,7 +157,7 @@ fn await_neighbor(agent: &AgentHandle, endpoint: &Endpoint, there: bool) {
 #[test]
 fn snapshot_deltas_and_resume_after_a_manager_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let (cluster, manager) = Cluster::start(101, Box::new(FileStore::open(folder.path()).unwrap()));
+    let (cluster, manager) = Cluster::start(101, Box::new(RedbStore::open(folder.path()).unwrap()));
     let (one, two) = (cluster.join(1), cluster.join(2));
     let network = create(&one, spec("net1")).unwrap();
     assert_eq!(network.subnets[0].net.to_string(), "10.0.1.0/24");
@@ -217,7 +217,7 @@ fn snapshot_deltas_and_resume_after_a_manager_restart() {
         Err(RequestError::NotConnected { .. })
     ));
     let _manager = cluster
-        .run_manager(Box::new(FileStore::open(folder.path()).unwrap()))
+        .run_manager(Box::new(RedbStore::open(folder.path()).unwrap()))
         .unwrap();
     let owned = await_event(&two, "what it owns", |event| match event {
         Event::Owned(owned) => Some(owned),

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bridge::{Gateway, Settings};
 use control::{
-    AgentConfig, AgentHandle, EndpointState, FileStore, HostInfo, ManagerConfig, ManagerHandle,
-    Network, Request,
+    AgentConfig, AgentHandle, EndpointState, HostInfo, ManagerConfig, ManagerHandle, Network,
+    RedbStore, Request,
 };
 use vtep::Vni;
 use vtep::datapath::{Datapath, UserspaceConfig, UserspaceDatapath};
@@ -73,7 +73,7 @@ impl Parts {
             Some(ManagerHandle::start(ManagerConfig {
                 listen: SocketAddr::new(settled.vtep, settled.port),
                 host: id,
-                store: Box::new(FileStore::open(&agent.store_dir())?),
+                store: Box::new(RedbStore::open(&agent.store_dir())?),
                 token: settled.token.clone(),
                 prober: Arc::new(DatapathProber::new(Arc::clone(&datapath))),
             })?)
