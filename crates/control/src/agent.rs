@@ -5,6 +5,7 @@
 //! moment. Without a manager everything known stays in force, for ever. After a reconnection each stream resumes after the last
 //! change it has, and every endpoint that this host runs is published again where the manager's view of it differs.
 
+mod restore;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -68,6 +69,8 @@ pub struct Agent {
     /// The last edit of each of this host's allocations, as far as known.
     owner_seqs: HashMap<(Vni, Epoch), u32>,
     last_epoch: Epoch,
+    /// The host of the last manager that took this one in.
+    last_manager: Option<HostId>,
     calls: BTreeMap<u64, Call>,
     messages: VecDeque<ToManager>,
     outputs: VecDeque<Output>,
@@ -123,6 +126,7 @@ impl Agent {
             endpoints: BTreeMap::new(),
             owner_seqs: HashMap::new(),
             last_epoch: Epoch::ZERO,
+            last_manager: None,
             calls: BTreeMap::new(),
             messages: VecDeque::new(),
             outputs: VecDeque::new(),
@@ -204,6 +208,7 @@ impl Agent {
                     warnings,
                 };
                 self.last_epoch = self.last_epoch.max(last_epoch);
+                self.last_manager = Some(manager);
                 self.welcome(cluster, heartbeat, now);
             }
             (ToAgent::Reject { reason }, _) => {
@@ -211,16 +216,7 @@ impl Agent {
                 self.close(reason, now);
             }
             // Nothing else has a meaning before the welcome.
-            (_, Link::Greeting { .. } | Link::Down)
-            | (ToAgent::Heartbeat | ToAgent::Welcome { .. }, _) => {}
-            (
-                ToAgent::Hosts {
-                    full,
-                    hosts,
-                    removed,
-                },
-                _,
-            ) => self.update_hosts(full, hosts, &removed),
+            (_, Link::Greeting { .. } | Link::Down) => {}
             (
                 ToAgent::Owned {
                     endpoints,
@@ -229,22 +225,49 @@ impl Agent {
                 },
                 _,
             ) => self.owned(endpoints, names, last),
-            (ToAgent::Network(network), _) => {
+            (ToAgent::NetworkRemoved { vni }, _) => self.network_removed(vni),
+            (ToAgent::Reply { id, part, last }, _) => self.reply(id, &part, last),
+            (message, _) => {
+                let rows_of = match &message {
+                    ToAgent::Rows(rows) => Some(rows.vni),
+                    _ => None,
+                };
+                self.learn(message, now);
+                let stream = rows_of.and_then(|vni| self.streams.get_mut(&vni));
+                self.messages
+                    .extend(stream.and_then(|stream| stream.poll_resync(now)));
+            }
+        }
+    }
+
+    /// What tables are made of, from a manager or from an earlier life of this agent.
+    fn learn(&mut self, message: ToAgent, now: Duration) {
+        match message {
+            ToAgent::Hosts {
+                full,
+                hosts,
+                removed,
+            } => self.update_hosts(full, hosts, &removed),
+            ToAgent::Network(network) => {
                 self.last_epoch = self.last_epoch.max(network.epoch);
                 if let Some(stream) = self.streams.get_mut(&network.vni) {
                     stream.handle_network(network, &mut self.outputs);
                 }
             }
-            (ToAgent::NetworkRemoved { vni }, _) => self.network_removed(vni),
-            (ToAgent::Rows(rows), _) => {
+            ToAgent::Rows(rows) => {
                 self.watch_own(&rows.rows, rows.vni);
                 if let Some(stream) = self.streams.get_mut(&rows.vni) {
                     stream.handle_rows(rows, now, &mut self.outputs);
-                    self.messages.extend(stream.poll_resync(now));
                 }
             }
-            (ToAgent::RowLost { vni, epoch }, _) => self.lose(vni, epoch),
-            (ToAgent::Reply { id, part, last }, _) => self.reply(id, &part, last),
+            ToAgent::RowLost { vni, epoch } => self.lose(vni, epoch),
+            // Of one connection, and without a meaning beside it.
+            ToAgent::Welcome { .. }
+            | ToAgent::Reject { .. }
+            | ToAgent::Heartbeat
+            | ToAgent::Owned { .. }
+            | ToAgent::NetworkRemoved { .. }
+            | ToAgent::Reply { .. } => {}
         }
     }
 
@@ -346,6 +369,12 @@ impl Agent {
     #[must_use]
     pub fn wants_close(&self) -> bool {
         matches!(self.link, Link::Down)
+    }
+
+    /// Whether a manager has taken this host in and still answers.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up { .. })
     }
 
     /// Whether this host has left the cluster: no connection is to be made again.

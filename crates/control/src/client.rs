@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -15,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use vtep::Vni;
 
 use crate::agent::{Agent, Output, REQUEST_DEADLINE};
+use crate::cache::{Kept, TableCache, is_kept};
 use crate::host::HostInfo;
 use crate::message::{MessageError, ToAgent};
 use crate::network::Endpoint;
@@ -44,6 +46,17 @@ pub struct AgentConfig {
     pub bind: IpAddr,
     /// What this host runs already, after a restart of its agent.
     pub endpoints: Vec<(Endpoint, EndpointState)>,
+    /// Where tables are kept for the agent after this one; `None`: nowhere.
+    pub cache: Option<CacheConfig>,
+}
+
+/// Where an agent's tables are kept, and which of them it takes up again.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// The file, in a folder that exists.
+    pub file: PathBuf,
+    /// Networks that are subscribed from the start.
+    pub networks: Vec<Vni>,
 }
 
 /// Why an agent could not start.
@@ -73,13 +86,14 @@ struct Shared {
     /// There is something to send.
     wake: Notify,
     stop: Notify,
-    started: Instant,
 }
 
 #[derive(Debug)]
 struct Core {
     agent: Agent,
     cluster: Option<ClusterInfo>,
+    cache: Option<TableCache>,
+    cluster_id: String,
     answers: HashMap<u64, SyncSender<Result<Response, RequestError>>>,
     next_call: u64,
     stopped: bool,
@@ -95,14 +109,20 @@ impl AgentHandle {
             .enable_all()
             .build()
             .map_err(AgentError::Thread)?;
+        let cluster = config.token.cluster();
         let mut agent = Agent::new(config.host, config.token, config.managers);
         for (endpoint, state) in config.endpoints {
             agent.publish(endpoint, state);
         }
+        let cache = config
+            .cache
+            .map(|config| restore(&mut agent, config, &cluster));
         let shared = Arc::new(Shared {
             core: Mutex::new(Core {
                 agent,
                 cluster: None,
+                cache,
+                cluster_id: cluster,
                 answers: HashMap::new(),
                 next_call: 0,
                 stopped: false,
@@ -110,7 +130,6 @@ impl AgentHandle {
             changed: Condvar::new(),
             wake: Notify::new(),
             stop: Notify::new(),
-            started: Instant::now(),
         });
         // Unbounded: the program must take news, and a table's news are bounded by the table.
         let (news, events) = crossbeam_channel::unbounded();
@@ -151,7 +170,7 @@ impl AgentHandle {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let cause = core.agent.last_error().unwrap_or("no answer").to_owned();
-                return Err(core.agent.not_connected(&cause, self.shared.now()));
+                return Err(core.agent.not_connected(&cause, now()));
             }
             let waited = self.shared.changed.wait_timeout(core, left);
             core = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -169,7 +188,7 @@ impl AgentHandle {
             let id = core.next_call;
             core.next_call += 1;
             core.answers.insert(id, sender);
-            core.agent.call(id, request, self.shared.now());
+            core.agent.call(id, request, now());
         }
         self.shared.wake.notify_one();
         // The state machine ends every call at its deadline; the margin is for the thread to get there on a busy machine.
@@ -189,7 +208,12 @@ impl AgentHandle {
 
     /// Forget the table of this network. No event follows but those already under way.
     pub fn unsubscribe(&self, vni: Vni) {
-        self.shared.core().agent.unsubscribe(vni);
+        let mut core = self.shared.core();
+        core.agent.unsubscribe(vni);
+        if let Some(cache) = &mut core.cache {
+            cache.outdate();
+        }
+        drop(core);
         self.shared.wake.notify_one();
     }
 
@@ -208,7 +232,7 @@ impl AgentHandle {
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> ControlStatus {
-        self.shared.core().agent.status(self.shared.now())
+        self.shared.core().agent.status(now())
     }
 
     /// Ends the thread and its connection.
@@ -236,9 +260,55 @@ impl Shared {
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn now(&self) -> Duration {
-        self.started.elapsed()
+/// CLOCK_BOOTTIME: it counts while the machine sleeps, so that silence and leases end then too.
+fn now() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
+}
+
+/// Takes up what an earlier agent of this host knew.
+fn restore(agent: &mut Agent, config: CacheConfig, cluster: &str) -> TableCache {
+    for vni in config.networks {
+        agent.subscribe(vni);
+    }
+    let (cache, kept) = TableCache::open(config.file, cluster);
+    if let Some(Kept { messages, age }) = kept {
+        let heard = now().saturating_sub(age);
+        for message in messages {
+            agent.restore(message, heard);
+        }
+    }
+    cache
+}
+
+impl Core {
+    fn handle_timeout(&mut self, now: Duration) {
+        self.agent.handle_timeout(now);
+        if let Some(cache) = &mut self.cache {
+            if cache.wants_rewrite(now) {
+                cache.rewrite(&self.agent.snapshot(&self.cluster_id), now);
+            }
+            cache.flush(self.cluster.is_some(), now);
+        }
+    }
+
+    /// A message came off the wire in these bytes.
+    fn handle_message(&mut self, message: ToAgent, frame: &[u8], now: Duration) {
+        let (kept, removed) = (
+            is_kept(&message),
+            matches!(message, ToAgent::NetworkRemoved { .. }),
+        );
+        self.agent.handle_message(message, now);
+        if let Some(cache) = &mut self.cache {
+            // Not the words of a manager that was not taken for one.
+            if kept && self.agent.is_up() {
+                cache.record(frame);
+            } else if removed {
+                cache.outdate();
+            }
+        }
     }
 }
 
@@ -297,7 +367,7 @@ impl Driver {
                 output = &mut future => return output,
                 _ = ticks.tick() => {
                     let mut core = self.shared.core();
-                    core.agent.handle_timeout(self.shared.now());
+                    core.handle_timeout(now());
                     self.deliver(&mut core);
                 }
             }
@@ -319,10 +389,7 @@ impl Driver {
                 }
             }
         });
-        self.shared
-            .core()
-            .agent
-            .handle_connected(manager, self.shared.now());
+        self.shared.core().agent.handle_connected(manager, now());
         let mut welcomed = false;
         let mut ticks = ticks();
         let reason = loop {
@@ -338,16 +405,16 @@ impl Driver {
                 }
             }
             tokio::select! {
-                frame = frames.recv() => match frame.unwrap_or(Err(FrameError::Closed)).map(|frame| ToAgent::decode(&frame)) {
-                    Ok(Ok(message)) => self.shared.core().agent.handle_message(message, self.shared.now()),
+                frame = frames.recv() => match frame.unwrap_or(Err(FrameError::Closed)).map(|frame| (ToAgent::decode(&frame), frame)) {
+                    Ok((Ok(message), frame)) => self.shared.core().handle_message(message, &frame, now()),
                     // From a newer manager; what it says besides is still right.
-                    Ok(Err(MessageError::Kind)) => {}
-                    Ok(Err(error)) => break error.to_string(),
+                    Ok((Err(MessageError::Kind), _)) => {}
+                    Ok((Err(error), _)) => break error.to_string(),
                     Err(error) => break error.to_string(),
                 },
                 () = self.shared.wake.notified() => {}
                 () = closed.notified() => break "the connection was lost".to_owned(),
-                _ = ticks.tick() => self.shared.core().agent.handle_timeout(self.shared.now()),
+                _ = ticks.tick() => self.shared.core().handle_timeout(now()),
             }
         };
         reading.abort();
@@ -359,7 +426,7 @@ impl Driver {
 
     fn disconnected(&self, reason: &str) {
         let mut core = self.shared.core();
-        core.agent.handle_disconnected(reason, self.shared.now());
+        core.agent.handle_disconnected(reason, now());
         self.deliver(&mut core);
     }
 

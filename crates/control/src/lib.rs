@@ -18,6 +18,7 @@
 
 pub mod agent;
 pub mod allocator;
+mod cache;
 mod client;
 pub mod epoch;
 pub mod host;
@@ -32,7 +33,7 @@ pub mod table;
 mod token;
 mod transport;
 
-pub use client::{AgentConfig, AgentError, AgentHandle};
+pub use client::{AgentConfig, AgentError, AgentHandle, CacheConfig};
 pub use epoch::Epoch;
 pub use host::{HostId, HostInfo, HostView};
 pub use network::{Endpoint, Network, NetworkSpec, Subnet, is_valid_name, quote};

@@ -80,6 +80,7 @@ impl Cluster {
             token: self.token.clone(),
             bind: vtep,
             endpoints: Vec::new(),
+            cache: None,
         }
     }
 

@@ -9,7 +9,7 @@ use vtep::Vni;
 use super::{Output, millis};
 use crate::epoch::Epoch;
 use crate::host::HostId;
-use crate::message::{Rows, ToManager};
+use crate::message::{Rows, ToAgent, ToManager};
 use crate::network::Network;
 use crate::request::{Event, SubscriptionStatus};
 use crate::row::Row;
@@ -17,6 +17,9 @@ use crate::table::{Table, TableChange};
 
 /// How long to wait for the answer to one resynchronisation before asking for the next.
 const RESYNC_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Rows in one message, about 60 bytes each: far below the largest message.
+const ROWS_PER_MESSAGE: usize = 4096;
 
 /// The table of one network and the place in the manager's order up to which it is complete.
 #[derive(Debug)]
@@ -85,6 +88,32 @@ impl Stream {
             revision,
             network: self.network.clone(),
         }
+    }
+
+    /// Adds the messages that make another stream know what this one knows.
+    pub(super) fn snapshot(&self, messages: &mut Vec<ToAgent>) {
+        messages.extend(self.network.clone().map(ToAgent::Network));
+        if self.generation == 0 {
+            return;
+        }
+        let rows: Vec<Row> = self.table.rows().cloned().collect();
+        let mut parts: Vec<&[Row]> = rows.chunks(ROWS_PER_MESSAGE).collect();
+        if parts.is_empty() {
+            parts.push(&[]);
+        }
+        let count = parts.len();
+        messages.extend((0..).zip(parts).map(|(part, rows)| {
+            ToAgent::Rows(Rows {
+                vni: self.vni,
+                generation: self.generation,
+                from: 0,
+                to: self.revision,
+                part,
+                last: part as usize + 1 == count,
+                settled: self.settled,
+                rows: rows.to_vec(),
+            })
+        }));
     }
 
     /// Parts of an unfinished message do not come any more.

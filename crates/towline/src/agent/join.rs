@@ -280,7 +280,19 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
     agent.containers.forget_unsent();
     let removed = Gateway::remove(&agent.netns);
     remove_store(agent)?;
+    remove_tables(agent)?;
     Ok(removed?)
+}
+
+/// What was known of a cluster goes with it.
+fn remove_tables(agent: &Agent) -> anyhow::Result<()> {
+    let file = agent.tables_file();
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The manager's store goes with the manager.

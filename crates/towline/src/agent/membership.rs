@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bridge::{Gateway, Settings};
 use control::{
-    AgentConfig, AgentHandle, EndpointState, HostInfo, ManagerConfig, ManagerHandle, Network,
-    RedbStore, Request,
+    AgentConfig, AgentHandle, CacheConfig, EndpointState, HostInfo, ManagerConfig, ManagerHandle,
+    Network, RedbStore, Request,
 };
 use vtep::Vni;
 use vtep::datapath::{Datapath, UserspaceConfig, UserspaceDatapath};
@@ -92,6 +92,12 @@ impl Parts {
                 records
                     .map(|record| (record.endpoint(), EndpointState::Up))
                     .collect()
+            }),
+            cache: Some(CacheConfig {
+                file: agent.tables_file(),
+                networks: agent
+                    .state
+                    .read(|state| state.networks.iter().map(|known| known.vni).collect()),
             }),
         })?;
         Ok(Self {

@@ -93,6 +93,11 @@ impl Agent {
         self.config.state_dir.join("manager")
     }
 
+    /// Where the tables are kept for a start without a manager.
+    fn tables_file(&self) -> PathBuf {
+        self.config.state_dir.join("tables")
+    }
+
     /// The right to change the membership or the set of containers.
     pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,0 +1,242 @@
+//! What an agent knew, out of one life and into the next: the messages of a manager that make the same state again.
+
+use std::time::Duration;
+
+use super::Agent;
+use crate::host::HostId;
+use crate::message::ToAgent;
+
+/// Hosts in one message, below 500 bytes each.
+const HOSTS_PER_MESSAGE: usize = 1024;
+
+impl Agent {
+    /// Takes in a message that an earlier agent of this host had from a manager, heard at `heard`. To be called before the
+    /// first connection, with this host's networks subscribed and its endpoints published.
+    pub fn restore(&mut self, message: ToAgent, heard: Duration) {
+        // Who was connected then is not now.
+        if self.link_changed.is_none() {
+            self.link_changed = Some(heard);
+        }
+        match message {
+            ToAgent::Welcome {
+                manager,
+                last_epoch,
+                ..
+            } => {
+                self.last_manager = Some(manager);
+                self.last_epoch = self.last_epoch.max(last_epoch);
+            }
+            other => self.learn(other, heard),
+        }
+    }
+
+    /// The messages that make another agent know what this one knows; none before a manager was ever heard.
+    #[must_use]
+    pub fn snapshot(&self, cluster: &str) -> Vec<ToAgent> {
+        let Some(manager) = self.last_manager else {
+            return Vec::new();
+        };
+        let mut messages = vec![ToAgent::Welcome {
+            cluster: cluster.to_owned(),
+            manager,
+            heartbeat: super::SILENCE,
+            last_epoch: self.last_epoch,
+            warnings: Vec::new(),
+        }];
+        let views: Vec<_> = self.hosts.values().cloned().collect();
+        for (index, hosts) in views.chunks(HOSTS_PER_MESSAGE).enumerate() {
+            messages.push(ToAgent::Hosts {
+                full: index == 0,
+                hosts: hosts.to_vec(),
+                removed: Vec::<HostId>::new(),
+            });
+        }
+        for stream in self.streams.values() {
+            stream.snapshot(&mut messages);
+        }
+        messages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use vtep::{MacAddr, Vni};
+
+    use super::*;
+    use crate::agent::Output;
+    use crate::epoch::Epoch;
+    use crate::host::{HostInfo, HostView};
+    use crate::message::{Rows, ToManager};
+    use crate::network::Network;
+    use crate::request::Event;
+    use crate::row::{Row, State};
+    use crate::token::Token;
+
+    const VNI: u32 = 4096;
+
+    fn vni() -> Vni {
+        Vni::new(VNI).unwrap()
+    }
+
+    fn host(n: u8) -> HostInfo {
+        HostInfo {
+            id: HostId::from_bytes([n; 16]),
+            name: format!("h{n}"),
+            vtep: [192, 0, 2, n].into(),
+            port: 4789,
+            link_mtu: 1500,
+            incarnation: 1,
+        }
+    }
+
+    fn agent(token: &Token) -> Agent {
+        let manager: SocketAddr = "192.0.2.1:4789".parse().unwrap();
+        let mut agent = Agent::new(host(2), token.clone(), vec![manager]);
+        agent.subscribe(vni());
+        agent
+    }
+
+    fn row(last: u8, counter: u64, state: State) -> Row {
+        Row {
+            ip: [10, 0, 9, last].into(),
+            epoch: Epoch::new(1, counter),
+            owner: HostId::from_bytes([1; 16]),
+            owner_seq: 1,
+            state,
+            mac: MacAddr::new([2, 0, 10, 0, 9, last]),
+        }
+    }
+
+    fn rows(from: u64, to: u64, rows: Vec<Row>) -> ToAgent {
+        ToAgent::Rows(Rows {
+            vni: vni(),
+            generation: 1,
+            from,
+            to,
+            part: 0,
+            last: true,
+            settled: true,
+            rows,
+        })
+    }
+
+    /// What a manager says to an agent that has just said hello.
+    fn news(token: &Token) -> Vec<ToAgent> {
+        let view = |n, up| HostView {
+            info: host(n),
+            up,
+            last_seen_ms_ago: 0,
+            manager: n == 1,
+        };
+        let network: Network = serde_json::from_value(serde_json::json!({
+            "id": "n1", "name": "net1", "vni": VNI,
+            "subnets": [{"net": "10.0.9.0/24", "gateway": "10.0.9.1"}],
+            "gateway_mac": "06:74:6c:00:10:00", "mtu": 1450, "flood": true,
+            "labels": {}, "options": {}, "created": 0, "epoch": Epoch::new(1, 2),
+        }))
+        .unwrap();
+        vec![
+            ToAgent::Welcome {
+                cluster: token.cluster(),
+                manager: host(1).id,
+                heartbeat: Duration::from_millis(500),
+                last_epoch: Epoch::new(1, 90),
+                warnings: Vec::new(),
+            },
+            ToAgent::Hosts {
+                full: true,
+                hosts: vec![view(1, true), view(2, true), view(3, false)],
+                removed: Vec::new(),
+            },
+            ToAgent::Network(network),
+            rows(0, 20, vec![row(2, 10, State::Up), row(3, 20, State::Up)]),
+            rows(20, 30, vec![row(2, 30, State::Free)]),
+        ]
+    }
+
+    fn table(agent: &Agent) -> Vec<Row> {
+        let mut rows: Vec<Row> = agent.table(vni()).unwrap().rows().cloned().collect();
+        rows.sort_by_key(|row| row.ip);
+        rows
+    }
+
+    #[test]
+    fn an_agent_knows_what_the_one_before_it_knew() {
+        let token = Token::random();
+        let mut first = agent(&token);
+        first.handle_connected(first.managers()[0], Duration::ZERO);
+        for message in news(&token) {
+            first.handle_message(message, Duration::from_secs(1));
+        }
+        let written: Vec<ToAgent> = first.snapshot(&token.cluster());
+        // From a file written anew, and from one to which messages were appended.
+        for messages in [written, news(&token)] {
+            let mut second = agent(&token);
+            for message in messages {
+                let bytes = message.encode();
+                second.restore(ToAgent::decode(&bytes).unwrap(), Duration::from_secs(1));
+            }
+            assert_eq!(table(&second), table(&first));
+            let status = second.status(Duration::from_secs(61));
+            assert_eq!(
+                status.since_ms,
+                Some(60_000),
+                "no manager for a minute, restarts included"
+            );
+            assert_eq!(status.subscriptions[0].age_ms, Some(60_000));
+            assert_eq!(status.connected_to, None);
+            let mut masked = Vec::new();
+            while let Some(output) = second.poll_output() {
+                if let Output::Event(Event::Hosts(views)) = output {
+                    masked = views
+                        .into_iter()
+                        .filter(|view| !view.up)
+                        .map(|view| view.info.name)
+                        .collect();
+                }
+            }
+            assert_eq!(masked, ["h3"]);
+
+            // It goes on from where the first one was, and says the highest epoch ever seen.
+            second.handle_connected(second.managers()[0], Duration::from_secs(61));
+            second.handle_message(news(&token).swap_remove(0), Duration::from_secs(61));
+            let mut said = std::iter::from_fn(|| second.poll_message());
+            assert!(matches!(
+                said.next(),
+                Some(ToManager::Hello { last_epoch, .. }) if last_epoch == Epoch::new(1, 90)
+            ));
+            assert!(said.any(|message| matches!(
+                message,
+                ToManager::Subscribe {
+                    generation: 1,
+                    revision: 30,
+                    ..
+                }
+            )));
+            // A manager with an older store cannot take it back.
+            second.handle_message(
+                rows(0, 25, vec![row(2, 10, State::Up)]),
+                Duration::from_secs(61),
+            );
+            let ip: IpAddr = [10, 0, 9, 2].into();
+            let epoch = second.table(vni()).unwrap().row(ip).unwrap().epoch;
+            assert_eq!(epoch, Epoch::new(1, 30));
+        }
+    }
+
+    #[test]
+    fn other_networks_than_those_subscribed_are_not_taken_up() {
+        let token = Token::random();
+        let mut second = Agent::new(host(2), token.clone(), Vec::new());
+        for message in news(&token) {
+            second.restore(message, Duration::ZERO);
+        }
+        assert!(second.table(vni()).is_none());
+        assert!(
+            second.snapshot(&token.cluster()).len() == 2,
+            "the cluster and its hosts"
+        );
+    }
+}
