@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use netns::{Netlink, Netns};
 use vtep::datapath::{Backend, Datapath, PortSpec, StartError, UserspaceConfig, UserspaceDatapath};
 use vtep::fdb::{Change, NetworkConfig, PortId};
+use vtep::settings::WireSettings;
 use vtep::vxlan::{DEFAULT_PORT, Family, Protection, overhead};
 use vtep::{MacAddr, Vni};
 
@@ -275,8 +276,7 @@ impl Endpoint {
                 "10.0.9.1".parse().expect("an address"),
                 "fd09::1".parse().expect("an address"),
             ],
-            flood: true,
-            vlan_pass: false,
+            settings: WireSettings::default(),
         })
     }
 

@@ -23,8 +23,10 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::Vni;
+use crate::edge::OuterFields;
 use crate::engine::Verdict;
 use crate::fdb::PortId;
+use crate::flow::{SOURCE_PORTS, source_port_index};
 use crate::stats::DropReason;
 use crate::vxlan::{HEADER_LEN, Header};
 
@@ -213,7 +215,7 @@ impl Reader {
 pub struct CaptureHub {
     active: AtomicBool,
     readers: ArcSwap<Vec<Reader>>,
-    own: Own,
+    own: ArcSwap<Own>,
 }
 
 /// This VTEP's own end of its datagrams.
@@ -223,18 +225,29 @@ struct Own {
     source_ports: Vec<u16>,
 }
 
+impl Own {
+    /// Where a datagram of this flow leaves from.
+    fn source(&self, fields: OuterFields, flow: u32) -> Option<SocketAddr> {
+        let index = source_port_index(flow);
+        let with_checksum = self.source_ports.get(index);
+        let source = if fields.checksum {
+            with_checksum
+        } else {
+            let unsummed = self.source_ports.get(SOURCE_PORTS + index);
+            unsummed.or(with_checksum)
+        };
+        Some(SocketAddr::new(self.listen?.ip(), *source?))
+    }
+}
+
 impl CaptureHub {
-    /// For a VTEP that receives at `listen` and sends from these ports, in the order of [`crate::flow::source_port_index`].
-    #[must_use]
-    pub fn new(listen: SocketAddr, source_ports: Vec<u16>) -> Self {
-        let own = Own {
+    /// Says that this VTEP receives at `listen` and sends from these ports, in the order of
+    /// [`crate::udp::SendSockets::source_ports`]. Before this, copies have no outer headers.
+    pub fn set_own(&self, listen: SocketAddr, source_ports: Vec<u16>) {
+        self.own.store(Arc::new(Own {
             listen: Some(listen),
             source_ports,
-        };
-        Self {
-            own,
-            ..Self::default()
-        }
+        }));
     }
 
     /// Starts a capture.
@@ -325,7 +338,7 @@ impl CaptureHub {
     pub fn from_remote(
         &self,
         from: SocketAddr,
-        ecn: u8,
+        class: u8,
         payload: &[u8],
         fate: Fate,
         ports: &[PortId],
@@ -335,7 +348,11 @@ impl CaptureHub {
             ports: [ports, &[]],
             remotes: &[from],
         };
-        let outer = self.own.listen.map(|to| Outer { from, to, ecn });
+        let outer = self.own.load().listen.map(|to| Outer {
+            from,
+            to,
+            fields: OuterFields::with_class(class),
+        });
         self.hand_in(
             &concern,
             Place::FromRemote(from),
@@ -349,7 +366,7 @@ impl CaptureHub {
     pub fn to_remote(
         &self,
         origin: Option<PortId>,
-        (to, ecn, flow): (SocketAddr, u8, u32),
+        (to, fields, flow): (SocketAddr, OuterFields, u32),
         payload: &[IoSlice<'_>],
         drop: Option<DropReason>,
     ) {
@@ -358,15 +375,10 @@ impl CaptureHub {
             ports: [origin.as_slice(), &[]],
             remotes: &[to],
         };
-        let source = self
-            .own
-            .source_ports
-            .get(crate::flow::source_port_index(flow));
-        let outer = self.own.listen.zip(source).map(|(listen, source)| Outer {
-            from: SocketAddr::new(listen.ip(), *source),
-            to,
-            ecn,
-        });
+        let own = self.own.load();
+        let outer = own
+            .source(fields, flow)
+            .map(|from| Outer { from, to, fields });
         let fate = drop.map_or(Fate::Passed, Fate::Drop);
         self.hand_in(&concern, Place::ToRemote(to), fate, outer, payload);
     }
@@ -458,7 +470,7 @@ mod tests {
         hub.from_port(PORT, Some(vni(7)), b"a", &to_remote);
         hub.to_remote(
             Some(PORT),
-            (remote(2), 0, 0),
+            (remote(2), OuterFields::default(), 0),
             &[IoSlice::new(&datagram(7))],
             None,
         );
@@ -520,7 +532,8 @@ mod tests {
     #[test]
     fn a_copy_says_what_became_of_it_and_how_it_was_addressed() {
         let listen = remote(1);
-        let hub = Arc::new(CaptureHub::new(listen, (50_000..50_064).collect()));
+        let hub = Arc::new(CaptureHub::default());
+        hub.set_own(listen, (50_000..50_064).collect());
         let capture = hub.start(CaptureFilter::default());
         traffic(&hub);
         let copies: Vec<_> = capture.waiting().collect();

@@ -11,6 +11,7 @@ use std::os::fd::RawFd;
 use serde::Serialize;
 
 use crate::frame::{DatagramBuf, FrameBuf};
+use crate::settings::DEFAULT_TTL;
 
 /// What a frame still needs, or is known about it: the fields of Linux's `struct virtio_net_hdr` (include/uapi/linux/virtio_net.h).
 ///
@@ -120,6 +121,38 @@ pub struct TapFrame<'a> {
     pub offload: Offload,
 }
 
+/// What is chosen of a datagram's outer headers, beside addresses and ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OuterFields {
+    /// The traffic class (IPv4's TOS): DSCP and ECN.
+    pub class: u8,
+    /// TTL or hop limit, not 0.
+    pub ttl: u8,
+    /// Whether the UDP checksum is computed; if not, it is sent as 0.
+    pub checksum: bool,
+}
+
+impl Default for OuterFields {
+    fn default() -> Self {
+        Self {
+            class: 0,
+            ttl: DEFAULT_TTL.get(),
+            checksum: true,
+        }
+    }
+}
+
+impl OuterFields {
+    /// The default, with this traffic class.
+    #[must_use]
+    pub fn with_class(class: u8) -> Self {
+        Self {
+            class,
+            ..Self::default()
+        }
+    }
+}
+
 /// A datagram on its way to another host.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
@@ -127,8 +160,8 @@ pub struct Datagram<'a> {
     pub to: SocketAddr,
     /// The inner flow's hash ([`crate::flow::hash`]), which chooses the source port.
     pub flow: u32,
-    /// The ECN field of the outer header, 0 to 3.
-    pub ecn: u8,
+    /// What the outer header says.
+    pub outer: OuterFields,
     /// Cut the payload into datagrams of this many bytes (the last may be shorter), as `UDP_SEGMENT` does. Each of them
     /// starts where a slice starts, so that an underlay can cut where the kernel can't.
     pub segment_size: Option<u16>,

@@ -19,6 +19,7 @@ use crate::ethernet::Frame;
 use crate::fdb::{Location, Network, Port, PortId, Tables};
 use crate::guard::{self, Contents};
 use crate::neighbor::{self, Outcome};
+use crate::settings::{Dscp, Vlan};
 use crate::stats::DropReason;
 use crate::vxlan::Header;
 use crate::{MacAddr, Vni};
@@ -65,6 +66,8 @@ pub struct Arrival<'t, 'p> {
     pub vni: Option<Vni>,
     /// The frame behind the header; empty when there is none.
     pub frame: &'p [u8],
+    /// What its network does with the outer DSCP.
+    pub dscp: Dscp,
 }
 
 /// What can be set.
@@ -144,12 +147,16 @@ impl Engine {
         if header.reserved && self.settings.strict_reserved_bits {
             return Arrival::dropped(DropReason::ReservedBits);
         }
-        let verdict =
-            decide_for_arrival(tables, from, header.vni, frame).unwrap_or_else(Verdict::Drop);
+        let network = tables.network(header.vni);
+        let verdict = match network {
+            Some(network) => decide_for_arrival(network, from, frame).unwrap_or_else(Verdict::Drop),
+            None => Verdict::Drop(DropReason::UnknownVni),
+        };
         Arrival {
             verdict,
             vni: Some(header.vni),
             frame,
+            dscp: network.map_or(Dscp::NONE, |network| network.config().settings.dscp),
         }
     }
 
@@ -172,7 +179,7 @@ impl Engine {
         if frame.destination().is_link_local_control() {
             return Err(DropReason::LinkLocalControl);
         }
-        if frame.is_tagged() && !network.config().vlan_pass {
+        if frame.is_tagged() && network.config().settings.vlan == Vlan::Drop {
             return Err(DropReason::VlanTag);
         }
         let contents = Contents::parse(&frame).map_err(|_| DropReason::Malformed)?;
@@ -202,7 +209,7 @@ impl Engine {
                 vni: port.vni,
                 remote,
             }),
-            None if !network.config().flood => Err(DropReason::FloodOff),
+            None if !network.config().settings.flood => Err(DropReason::FloodOff),
             None => self.flood(tables, network, port, now),
         }
     }
@@ -271,17 +278,16 @@ impl Arrival<'_, '_> {
             verdict: Verdict::Drop(reason),
             vni: None,
             frame: &[],
+            dscp: Dscp::NONE,
         }
     }
 }
 
 fn decide_for_arrival<'t>(
-    tables: &'t Tables,
+    network: &'t Network,
     from: SocketAddr,
-    vni: Vni,
     bytes: &[u8],
 ) -> Result<Verdict<'t>, DropReason> {
-    let network = tables.network(vni).ok_or(DropReason::UnknownVni)?;
     if !network.is_member(from.ip()) {
         return Err(DropReason::NotAMember);
     }
@@ -294,7 +300,7 @@ fn decide_for_arrival<'t>(
         return Err(DropReason::InvalidSource);
     }
     // RFC 7348 §6.1.
-    if frame.is_tagged() && !network.config().vlan_pass {
+    if frame.is_tagged() && network.config().settings.vlan == Vlan::Drop {
         return Err(DropReason::VlanTag);
     }
     check_sender(network, from, source)?;
@@ -302,9 +308,9 @@ fn decide_for_arrival<'t>(
     match network.lookup(destination) {
         Some(Location::Local(port)) => Ok(Verdict::Deliver { port }),
         Some(Location::Remote(_)) => Err(DropReason::SplitHorizon),
-        None if !network.config().flood => Err(DropReason::FloodOff),
+        None if !network.config().settings.flood => Err(DropReason::FloodOff),
         None => Ok(Verdict::Flood {
-            vni,
+            vni: network.config().vni,
             ports: network.ports(),
             remotes: &[],
         }),

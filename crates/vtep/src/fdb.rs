@@ -18,6 +18,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
+use crate::settings::WireSettings;
 use crate::sharded::ShardedMap;
 use crate::stats::Meter;
 use crate::{MacAddr, Vni};
@@ -68,10 +69,8 @@ pub struct NetworkConfig {
     pub gateway_mac: MacAddr,
     /// The addresses that the engine answers ARP, ND and echo requests for.
     pub gateway_ips: Vec<IpAddr>,
-    /// Whether broadcast, multicast and unknown unicast go to every member; if not, they are dropped.
-    pub flood: bool,
-    /// Whether frames with 802.1Q tags pass (RFC 7348 §6.1 says they should not).
-    pub vlan_pass: bool,
+    /// Which frames it carries, and what their outer headers say.
+    pub settings: WireSettings,
 }
 
 /// One change to the tables. Removing what is absent changes nothing.

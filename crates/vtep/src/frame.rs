@@ -101,8 +101,8 @@ pub struct DatagramBuf {
     len: usize,
     /// The sender's address and port.
     pub from: SocketAddr,
-    /// The ECN field of the outer header, 0 to 3.
-    pub ecn: u8,
+    /// The traffic class of the outer header: DSCP and ECN.
+    pub class: u8,
     /// Several datagrams of this many bytes (the last may be shorter) lie in the buffer, as `UDP_GRO` delivers them.
     pub segment_size: Option<u16>,
 }
@@ -115,7 +115,7 @@ impl DatagramBuf {
             bytes: vec![0; MAX_PAYLOAD].into_boxed_slice(),
             len: 0,
             from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            ecn: 0,
+            class: 0,
             segment_size: None,
         }
     }
@@ -125,7 +125,7 @@ impl DatagramBuf {
         &mut self.bytes
     }
 
-    /// Says that the first `len` bytes of [`Self::space`] are a payload from `from`, with no ECN mark and not segmented.
+    /// Says that the first `len` bytes of [`Self::space`] are a payload from `from`, with traffic class 0 and not segmented.
     ///
     /// # Panics
     /// When `len` is above [`MAX_PAYLOAD`]: the caller has written past the buffer it was given.
@@ -136,7 +136,7 @@ impl DatagramBuf {
         );
         self.len = len;
         self.from = from;
-        self.ecn = 0;
+        self.class = 0;
         self.segment_size = None;
     }
 
@@ -194,11 +194,11 @@ mod tests {
     #[test]
     fn a_new_payload_forgets_what_came_with_the_last() {
         let mut buf = DatagramBuf::new();
-        buf.ecn = 3;
+        buf.class = 3;
         buf.segment_size = Some(1400);
         buf.set_payload(5, "192.0.2.1:4789".parse().unwrap());
         assert_eq!(
-            (buf.payload().len(), buf.ecn, buf.segment_size),
+            (buf.payload().len(), buf.class, buf.segment_size),
             (5, 0, None)
         );
     }

@@ -19,7 +19,6 @@
 pub mod arp;
 pub mod capture;
 pub mod datapath;
-pub mod ecn;
 pub mod edge;
 pub mod engine;
 pub mod ethernet;
@@ -33,11 +32,13 @@ pub mod nd;
 pub mod neighbor;
 pub mod offload;
 pub mod probe;
+pub mod settings;
 mod sharded;
 pub mod stats;
 pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod traffic_class;
 pub mod udp;
 mod vni;
 pub mod vxlan;

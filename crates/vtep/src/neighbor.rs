@@ -173,6 +173,7 @@ mod tests {
     use crate::ethernet::Frame;
     use crate::fdb::{Change, NetworkConfig, PortId, TableWriter};
     use crate::nd::tests::solicitation;
+    use crate::settings::WireSettings;
 
     const OWN: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
     const OTHER: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 2]);
@@ -200,8 +201,7 @@ mod tests {
                 mtu: 1450,
                 gateway_mac: GATEWAY,
                 gateway_ips,
-                flood: true,
-                vlan_pass: false,
+                settings: WireSettings::default(),
             }),
             Change::AddPort(port.clone()),
             Change::SetFdb {

@@ -11,9 +11,12 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::edge::{Datagram, Offload, Refusal, SendReport, Tap, TapFeatures, TapFrame, Underlay};
+use crate::edge::{
+    Datagram, Offload, OuterFields, Refusal, SendReport, Tap, TapFeatures, TapFrame, Underlay,
+};
 use crate::flow;
 use crate::frame::{DatagramBuf, FrameBuf, MAX_FRAME, MAX_PAYLOAD};
+use crate::traffic_class;
 
 /// What the wire does to datagrams. The default is a perfect wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,7 +74,7 @@ struct InFlight {
     due: Instant,
     sequence: u64,
     from: SocketAddr,
-    ecn: u8,
+    outer: OuterFields,
     payload: Vec<u8>,
 }
 
@@ -82,8 +85,8 @@ pub struct Seen {
     pub from: SocketAddr,
     /// The receiver.
     pub to: SocketAddr,
-    /// The outer ECN field.
-    pub ecn: u8,
+    /// What the outer header says.
+    pub outer: OuterFields,
     /// The UDP payload.
     pub payload: Vec<u8>,
 }
@@ -142,7 +145,7 @@ impl Wire {
         self.lock().carry(Seen {
             from,
             to,
-            ecn: 0,
+            outer: OuterFields::default(),
             payload: payload.to_vec(),
         });
     }
@@ -193,16 +196,18 @@ impl WireState {
             let Seen {
                 from,
                 to,
-                ecn,
+                mut outer,
                 payload,
             } = datagram.clone();
-            let ecn = if self.faults.congested { 3 } else { ecn };
+            if self.faults.congested {
+                outer.class |= traffic_class::ECN;
+            }
             if let Some(inbox) = self.inboxes.get_mut(&to) {
                 inbox.push(InFlight {
                     due,
                     sequence,
                     from,
-                    ecn,
+                    outer,
                     payload,
                 });
             }
@@ -259,7 +264,7 @@ impl Underlay for MemoryUnderlay {
                 && payload.len().is_multiple_of(size.max(1))
                 && payload.len() / size.max(1) < MERGED_MAX
                 && let Some(next) = waiting.front()
-                && (next.from, next.ecn) == (first.from, first.ecn)
+                && (next.from, next.outer) == (first.from, first.outer)
                 && (1..=size).contains(&next.payload.len())
                 && payload.len() + next.payload.len() <= MAX_PAYLOAD
             {
@@ -268,7 +273,7 @@ impl Underlay for MemoryUnderlay {
             }
             buf.space()[..payload.len()].copy_from_slice(&payload);
             buf.set_payload(payload.len(), first.from);
-            buf.ecn = first.ecn;
+            buf.class = first.outer.class;
             if payload.len() > size {
                 buf.segment_size = u16::try_from(size).ok();
             }
@@ -301,7 +306,7 @@ impl Underlay for MemoryUnderlay {
                 state.carry(Seen {
                     from,
                     to: datagram.to,
-                    ecn: datagram.ecn,
+                    outer: datagram.outer,
                     payload: payload.to_vec(),
                 });
             }
@@ -461,7 +466,7 @@ mod tests {
         from.send(&[Datagram {
             to: addr(to),
             flow: u32::MAX,
-            ecn: 1,
+            outer: OuterFields::with_class(1),
             segment_size,
             slices: &slices,
         }])
@@ -496,7 +501,7 @@ mod tests {
         let mut buf = [DatagramBuf::new()];
         assert_eq!(two.recv(&mut buf).unwrap(), 1);
         assert_eq!(
-            (buf[0].from, buf[0].ecn),
+            (buf[0].from, buf[0].class),
             (SocketAddr::from(([192, 0, 2, 1], 49_152 + 63)), 1)
         );
         assert_eq!(

@@ -14,6 +14,8 @@
 //!
 //! What this module does *not* do: look into a payload, or know networks.
 
+#![allow(unsafe_code)]
+
 mod holder;
 mod message;
 mod receive;
@@ -32,7 +34,7 @@ use crate::frame::DatagramBuf;
 
 pub use holder::{PortHolder, find_holder};
 
-use receive::ReceiveSocket;
+pub use receive::ReceiveSocket;
 pub use send::SendSockets;
 
 /// Asked for as receive and send buffer of each socket: at a few hundred thousand packets a second this
@@ -41,7 +43,7 @@ const BUFFER_BYTES: usize = 8 << 20;
 
 /// One worker's sockets.
 pub struct UdpUnderlay {
-    receive: ReceiveSocket,
+    receive: Arc<ReceiveSocket>,
     send: Arc<SendSockets>,
 }
 
@@ -58,27 +60,44 @@ impl UdpUnderlay {
     pub fn open(vtep: IpAddr, port: u16, workers: usize) -> io::Result<Vec<Self>> {
         drop(bind(SocketAddr::new(vtep, port), false)?);
         let send = Arc::new(SendSockets::open(vtep)?);
+        Self::open_receivers(vtep, port, workers, &send)
+    }
+
+    /// As [`Self::open`], with send sockets that are there already: for another port of the same address.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn reopen(
+        vtep: IpAddr,
+        port: u16,
+        workers: usize,
+        send: &Arc<SendSockets>,
+    ) -> io::Result<Vec<Self>> {
+        drop(bind(SocketAddr::new(vtep, port), false)?);
+        Self::open_receivers(vtep, port, workers, send)
+    }
+
+    fn open_receivers(
+        vtep: IpAddr,
+        port: u16,
+        workers: usize,
+        send: &Arc<SendSockets>,
+    ) -> io::Result<Vec<Self>> {
         (0..workers.max(1))
             .map(|_| {
                 let receive = ReceiveSocket::open(SocketAddr::new(vtep, port))?;
                 Ok(Self {
-                    receive,
-                    send: Arc::clone(&send),
+                    receive: Arc::new(receive),
+                    send: Arc::clone(send),
                 })
             })
             .collect()
     }
 
-    /// The receive buffer the kernel granted, in bytes.
+    /// The socket that this worker receives on.
     #[must_use]
-    pub fn receive_buffer(&self) -> usize {
-        self.receive.buffer()
-    }
-
-    /// Whether the kernel merges what this socket receives (`UDP_GRO`).
-    #[must_use]
-    pub const fn merges(&self) -> bool {
-        self.receive.merges()
+    pub const fn receive_socket(&self) -> &Arc<ReceiveSocket> {
+        &self.receive
     }
 
     /// The sockets that all workers send by.
@@ -115,6 +134,28 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     socket.set_reuse_port(shared)?;
     socket.bind(&SockAddr::from(address))?;
     Ok(socket)
+}
+
+/// Sets an option that is a switch, and that neither socket2 nor rustix has.
+fn switch_on(socket: &Socket, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>())
+        .expect("invariant: an int has four bytes");
+    // SAFETY: the kernel reads one int from our stack. No safe call sets an option of any number.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Sets DF on what the socket sends, and makes it refuse what the path doesn't carry.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use etherparse::PacketBuilder;
 use vtep::capture::{Capture, CaptureFilter, CaptureHub, Captured, Fate, Place};
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, SharedTables, TableWriter};
+use vtep::settings::WireSettings;
 use vtep::stats::{Counters, DropReason, Reading};
 use vtep::tap::Backend;
 use vtep::testing::{Container, Faults, MemoryTap, MemoryUnderlay, Wire};
@@ -57,8 +58,7 @@ fn host(index: usize) -> Host {
             mtu: 1450,
             gateway_mac: mac(0xfe),
             gateway_ips: vec![IpAddr::from([10, 0, 9, 254])],
-            flood: true,
-            vlan_pass: false,
+            settings: WireSettings::default(),
         }),
         port(PORT, 1),
         port(QUEUELESS, 2),
@@ -78,7 +78,8 @@ fn host(index: usize) -> Host {
     let mut writer = TableWriter::for_workers(2);
     writer.apply(&changes);
     let wire = Wire::new(1);
-    let captures = Arc::new(CaptureHub::new(vtep(1), (49_152..49_216).collect()));
+    let captures = Arc::new(CaptureHub::default());
+    captures.set_own(vtep(1), (49_152..49_216).collect());
     let capture = captures.start(CaptureFilter::default());
     let config = WorkerConfig {
         captures,

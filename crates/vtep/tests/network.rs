@@ -17,6 +17,7 @@ use vtep::arp::Arp;
 use vtep::edge::Offload;
 use vtep::ethernet::{self, Frame};
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter};
+use vtep::settings::WireSettings;
 use vtep::stats::{Counters, DropReason, WorkerCounters};
 use vtep::tap::Backend;
 use vtep::testing::{Container, Faults, MemoryTap, MemoryUnderlay, Seen, Wire};
@@ -78,8 +79,7 @@ impl Cluster {
                 mtu: MTU,
                 gateway_mac: mac(0xfe),
                 gateway_ips: vec![IpAddr::from([10, 0, 9, 1])],
-                flood: true,
-                vlan_pass: false,
+                settings: WireSettings::default(),
             };
             let mut changes = vec![Change::SetNetwork(network), Change::AddPort(port(number))];
             for other in (1..=3).filter(|other| *other != number) {
@@ -438,7 +438,7 @@ fn congestion_marks_cross_both_ways() {
     frame[24..26].copy_from_slice(&checksum.to_be_bytes());
     cluster.host(1).container.send(&frame);
     cluster.run();
-    assert_eq!(cluster.wire.take_seen()[0].ecn, 0b10);
+    assert_eq!(cluster.wire.take_seen()[0].outer.class, 0b10);
     assert_eq!(cluster.taken(2), slice::from_ref(&frame));
     cluster.wire.set_faults(Faults {
         congested: true,

@@ -17,6 +17,7 @@ use vtep::arp::Arp;
 use vtep::edge::{Datagram, Offload, SendReport, Tap, TapFeatures, TapFrame, Underlay};
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter};
 use vtep::frame::{DatagramBuf, FrameBuf};
+use vtep::settings::WireSettings;
 use vtep::stats::{Counters, DropReason};
 use vtep::tap::Backend;
 use vtep::vxlan::Header;
@@ -237,8 +238,7 @@ fn a_warm_worker_allocates_nothing() {
             mtu: 1450,
             gateway_mac: GATEWAY,
             gateway_ips,
-            flood: true,
-            vlan_pass: false,
+            settings: WireSettings::default(),
         }),
         Change::AddPort(port(1, OWN, 2)),
         Change::AddPort(port(2, NEIGHBOR, 3)),

@@ -13,6 +13,7 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use vtep::edge::{Offload, TapFeatures};
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter};
 use vtep::offload::checksum::{L4, inspect};
+use vtep::settings::WireSettings;
 use vtep::stats::{Counters, DropReason, WorkerCounters};
 use vtep::tap::Backend;
 use vtep::testing::{Container, Faults, MemoryTap, MemoryUnderlay, Wire};
@@ -67,8 +68,7 @@ impl Cluster {
                     mtu: MTU,
                     gateway_mac: mac(0xfe),
                     gateway_ips: vec![IpAddr::from([10, 0, 9, 254])],
-                    flood: true,
-                    vlan_pass: false,
+                    settings: WireSettings::default(),
                 }),
                 Change::SetMember {
                     vni: vni(),

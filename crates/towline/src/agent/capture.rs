@@ -310,6 +310,7 @@ mod tests {
     use std::time::SystemTime;
 
     use vtep::capture::Outer;
+    use vtep::edge::OuterFields;
     use vtep::stats::DropReason;
     use vtep::vxlan;
 
@@ -357,7 +358,7 @@ mod tests {
         copy.outer = Some(Outer {
             from: remote,
             to: SocketAddr::from(([192, 0, 2, 1], 4789)),
-            ecn: 0,
+            fields: OuterFields::default(),
         });
         let mut sent = Vec::new();
         assert!(names.send(&copy, &mut sent).expect("a vector takes all"));

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use control::{HostId, HostView, MemberState, Network, TableChange};
 use vtep::datapath::Datapath;
 use vtep::fdb::{Change, NetworkConfig};
+use vtep::settings::WireSettings;
 use vtep::{MacAddr, Vni};
 
 /// What the datapath must know of a network.
@@ -24,8 +25,10 @@ pub(super) fn network_config(network: &Network) -> NetworkConfig {
             .iter()
             .map(|subnet| subnet.gateway)
             .collect(),
-        flood: network.flood,
-        vlan_pass: false,
+        settings: WireSettings {
+            flood: network.flood,
+            ..WireSettings::default()
+        },
     }
 }
 

@@ -30,8 +30,11 @@ pub fn tables() -> Arc<Tables> {
                 mtu: 1450,
                 gateway_mac: mac(0xfe),
                 gateway_ips: ips(1),
-                flood,
-                vlan_pass: flood,
+                settings: WireSettings {
+                    flood,
+                    vlan: if flood { Vlan::Pass } else { Vlan::Drop },
+                    ..WireSettings::default()
+                },
             }),
             Change::AddPort(Port {
                 id: PortId(number),

@@ -12,13 +12,13 @@ use super::{
     Backend, BackendStatus, Datapath, DatapathError, DatapathStatus, PortSpec, StartError,
 };
 use crate::capture::{Capture, CaptureFilter, CaptureHub};
-use crate::edge::{Datagram, TapFeatures};
+use crate::edge::{Datagram, OuterFields, TapFeatures};
 use crate::engine::Settings;
 use crate::fdb::{Change, Port, PortId, SharedTables, TableWriter, Tables};
 use crate::probe::{self, Nonce, ProbeRegistry, ProbeWatch};
 use crate::stats::{Counters, WorkerCounters};
 use crate::tap::{self, OpenTap, TapControl, TapError};
-use crate::udp::{SendSockets, UdpUnderlay};
+use crate::udp::{ReceiveSocket, SendSockets, UdpUnderlay};
 use crate::worker::{Command, Worker, WorkerConfig, WorkerThread};
 
 /// Workers made when nothing else is asked for, at most; fewer on a machine with fewer cores.
@@ -54,9 +54,16 @@ pub struct UserspaceDatapath {
     captures: Arc<CaptureHub>,
     probes: Arc<ProbeRegistry>,
     send: Arc<SendSockets>,
+    netns: Netns,
+    /// Where it receives, and by which sockets.
+    receiving: Mutex<Receiving>,
+}
+
+struct Receiving {
     listen: SocketAddr,
-    receive_buffer: usize,
-    merges_datagrams: bool,
+    sockets: Vec<Arc<ReceiveSocket>>,
+    /// Whether datagrams without checksums are taken.
+    unsummed: bool,
 }
 
 struct AttachedPort {
@@ -99,9 +106,9 @@ impl UserspaceDatapath {
         let source_ports = send
             .source_ports()
             .map_err(|error| StartError::from_sockets(&netns, listen, error))?;
-        let captures = Arc::new(CaptureHub::new(listen, source_ports));
-        let receive_buffer = underlays[0].receive_buffer();
-        let merges_datagrams = underlays[0].merges();
+        let captures = Arc::new(CaptureHub::default());
+        captures.set_own(listen, source_ports);
+        let receiving = Receiving::new(listen, &underlays);
         let mut counters = Vec::with_capacity(workers);
         let mut threads = Vec::with_capacity(workers);
         for (index, underlay) in underlays.into_iter().enumerate() {
@@ -133,10 +140,33 @@ impl UserspaceDatapath {
             captures,
             probes,
             send,
-            listen,
-            receive_buffer,
-            merges_datagrams,
+            netns,
+            receiving: Mutex::new(receiving),
         })
+    }
+
+    /// Sends and takes datagrams without checksums from now on. Where that fails, they go with checksums, which any receiver takes.
+    fn allow_unsummed(&self) {
+        let mut receiving = lock(&self.receiving);
+        if receiving.unsummed {
+            return;
+        }
+        let listen = receiving.listen;
+        let opened = self.netns.run(|| self.send.open_unsummed(listen.ip()));
+        let allowed = opened
+            .map_err(io::Error::other)
+            .and_then(|opened| opened)
+            .and_then(|()| receiving.accept_unsummed())
+            .and_then(|()| self.send.source_ports());
+        match allowed {
+            Ok(source_ports) => {
+                self.captures.set_own(listen, source_ports);
+                receiving.unsummed = true;
+            }
+            Err(error) => tracing::warn!(
+                %error, "can't switch UDP checksums off: networks with udp-checksum=false send them, and lose what comes without over IPv6"
+            ),
+        }
     }
 
     /// Opens the queues of a port that is not attached yet, from inside its namespace.
@@ -218,6 +248,23 @@ impl UserspaceDatapath {
     }
 }
 
+impl Receiving {
+    fn new(listen: SocketAddr, underlays: &[UdpUnderlay]) -> Self {
+        let sockets = underlays.iter().map(UdpUnderlay::receive_socket);
+        Self {
+            listen,
+            sockets: sockets.cloned().collect(),
+            unsummed: false,
+        }
+    }
+
+    fn accept_unsummed(&self) -> io::Result<()> {
+        self.sockets
+            .iter()
+            .try_for_each(|socket| socket.accept_unsummed())
+    }
+}
+
 impl Datapath for UserspaceDatapath {
     fn kind(&self) -> &'static str {
         "userspace"
@@ -273,6 +320,10 @@ impl Datapath for UserspaceDatapath {
     }
 
     fn apply(&self, changes: &[Change]) {
+        let unsummed = |change: &Change| matches!(change, Change::SetNetwork(config) if !config.settings.udp_checksum);
+        if changes.iter().any(unsummed) {
+            self.allow_unsummed();
+        }
         lock(&self.writer).apply(changes);
     }
 
@@ -295,7 +346,7 @@ impl Datapath for UserspaceDatapath {
         let report = self.send.send(&[Datagram {
             to,
             flow,
-            ecn: 0,
+            outer: OuterFields::default(),
             segment_size: None,
             slices: &slices,
         }]);
@@ -332,14 +383,16 @@ impl Datapath for UserspaceDatapath {
                 }
             })
             .to_vec();
+        let receiving = lock(&self.receiving);
+        let socket = receiving.sockets.first();
         DatapathStatus {
             kind: self.kind(),
-            listen: self.listen,
+            listen: receiving.listen,
             workers: self.workers.len(),
             source_ports: crate::flow::SOURCE_PORTS,
-            receive_buffer_bytes: self.receive_buffer,
+            receive_buffer_bytes: socket.map_or(0, |socket| socket.buffer()),
             segments_max: self.send.segments_max(),
-            merges_datagrams: self.merges_datagrams,
+            merges_datagrams: socket.is_some_and(|socket| socket.merges()),
             backends,
         }
     }

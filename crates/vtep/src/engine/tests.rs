@@ -9,6 +9,7 @@ use super::*;
 use crate::arp::Arp;
 use crate::fdb::{Change, NetworkConfig, TableWriter};
 use crate::nd::tests::solicitation;
+use crate::settings::WireSettings;
 
 /// The network under test.
 const VNI: u32 = 4096;
@@ -50,8 +51,15 @@ fn tables() -> Arc<Tables> {
             mtu: 1450,
             gateway_mac: GATEWAY,
             gateway_ips,
-            flood,
-            vlan_pass: number == TAGGED,
+            settings: WireSettings {
+                flood,
+                vlan: if number == TAGGED {
+                    Vlan::Pass
+                } else {
+                    Vlan::Drop
+                },
+                ..WireSettings::default()
+            },
         }));
         // In the twin network the same MACs are behind the hosts in reverse.
         for (mac, host) in [(FAR, 2), (FARTHER, 3)] {

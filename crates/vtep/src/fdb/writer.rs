@@ -199,6 +199,7 @@ mod tests {
     use super::*;
     use crate::MacAddr;
     use crate::fdb::Location;
+    use crate::settings::WireSettings;
 
     const VNI: Vni = Vni::from_be_bytes([0, 0, 7]);
 
@@ -208,8 +209,7 @@ mod tests {
             mtu: 1450,
             gateway_mac: MacAddr::new([2; 6]),
             gateway_ips: Vec::new(),
-            flood: true,
-            vlan_pass: false,
+            settings: WireSettings::default(),
         }
     }
 
@@ -357,11 +357,14 @@ mod tests {
             remote: remote(1),
         }]);
         writer.apply(&[Change::SetNetwork(NetworkConfig {
-            flood: false,
+            settings: WireSettings {
+                flood: false,
+                ..WireSettings::default()
+            },
             ..network(VNI)
         })]);
         let tables = writer.shared().load_full();
-        assert!(!tables.network(VNI).unwrap().config().flood);
+        assert!(!tables.network(VNI).unwrap().config().settings.flood);
         assert_eq!(
             tables.entries().collect::<Vec<_>>(),
             [(VNI, mac(1), Location::Remote(remote(1)))]

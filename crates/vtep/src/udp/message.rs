@@ -5,8 +5,11 @@ use std::io::IoSlice;
 use std::mem;
 use std::net::SocketAddr;
 
-/// Room for a `cmsghdr` with an int, and one with a `u16`: `CMSG_SPACE(4)` + `CMSG_SPACE(2)`.
-const CONTROL_LEN: usize = 2 * CONTROL_STEP;
+use crate::edge::OuterFields;
+use crate::settings::DEFAULT_TTL;
+
+/// Room for a `cmsghdr` with an int twice, and one with a `u16`: `CMSG_SPACE(4)` twice + `CMSG_SPACE(2)`.
+const CONTROL_LEN: usize = 3 * CONTROL_STEP;
 /// What each of them takes: a header of 16 bytes, and up to 8 of data.
 const CONTROL_STEP: usize = 24;
 
@@ -32,8 +35,8 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    /// To a remote, with its ECN mark, cut to datagrams of `segment_size` bytes.
-    pub(super) fn new(to: SocketAddr, ecn: u8, segment_size: Option<u16>) -> Self {
+    /// To a remote, with these outer fields, cut to datagrams of `segment_size` bytes. The checksum is the socket's matter.
+    pub(super) fn new(to: SocketAddr, outer: OuterFields, segment_size: Option<u16>) -> Self {
         let (name, name_len) = socket_name(to);
         let mut envelope = Self {
             name,
@@ -41,14 +44,17 @@ impl Envelope {
             control: Control([0; CONTROL_LEN]),
             control_len: 0,
         };
-        if ecn != 0 {
-            let (level, kind) = if to.is_ipv6() {
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
-            } else {
-                (libc::IPPROTO_IP, libc::IP_TOS)
-            };
-            // ip(7) and ipv6(7): an int for both.
-            envelope.add(level, kind, &libc::c_int::from(ecn).to_ne_bytes());
+        let (level, class, ttl) = if to.is_ipv6() {
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::IPV6_HOPLIMIT)
+        } else {
+            (libc::IPPROTO_IP, libc::IP_TOS, libc::IP_TTL)
+        };
+        // ip(7) and ipv6(7): an int for all of them. What is not said is as the socket has it.
+        if outer.class != 0 {
+            envelope.add(level, class, &libc::c_int::from(outer.class).to_ne_bytes());
+        }
+        if outer.ttl != DEFAULT_TTL.get() {
+            envelope.add(level, ttl, &libc::c_int::from(outer.ttl).to_ne_bytes());
         }
         if let Some(size) = segment_size {
             envelope.add(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());

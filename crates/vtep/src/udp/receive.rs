@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::Socket;
 
-use super::{BUFFER_BYTES, bind, forbid_fragments};
+use super::{BUFFER_BYTES, bind, forbid_fragments, switch_on};
 use crate::frame::DatagramBuf;
 
 /// Buffers filled by one `recvmmsg`.
@@ -20,8 +20,11 @@ const BATCH: usize = 64;
 /// `CMSG_SPACE(4)` = 24.
 type Control = [u64; 8];
 
+/// linux/udp.h; libc does not have it.
+const UDP_NO_CHECK6_RX: libc::c_int = 102;
+
 /// One worker's receive socket.
-pub(super) struct ReceiveSocket {
+pub struct ReceiveSocket {
     socket: Socket,
     merges: bool,
 }
@@ -44,14 +47,28 @@ impl ReceiveSocket {
         Ok(Self { socket, merges })
     }
 
-    /// Whether the kernel puts several datagrams into one buffer.
-    pub(super) const fn merges(&self) -> bool {
+    /// Whether the kernel puts several datagrams into one buffer (`UDP_GRO`).
+    #[must_use]
+    pub const fn merges(&self) -> bool {
         self.merges
     }
 
     /// The receive buffer the kernel granted, in bytes.
-    pub(super) fn buffer(&self) -> usize {
+    #[must_use]
+    pub fn buffer(&self) -> usize {
         self.socket.recv_buffer_size().unwrap_or(0)
+    }
+
+    /// Takes datagrams with a zero checksum from now on (RFC 6935 §5). Over IPv4 every socket does.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn accept_unsummed(&self) -> io::Result<()> {
+        let own = self.socket.local_addr()?.as_socket();
+        if own.is_none_or(|own| own.is_ipv4()) {
+            return Ok(());
+        }
+        switch_on(&self.socket, libc::SOL_UDP, UDP_NO_CHECK6_RX)
     }
 
     /// Takes what waits, up to [`BATCH`] datagrams; 0 when nothing does.
@@ -120,7 +137,7 @@ impl ReceiveSocket {
             buf.set_payload(if whole { length } else { 0 }, from);
             // SAFETY: `header` was filled by the kernel just now, and its control area is still alive.
             let (class, segment_size) = unsafe { ancillary(header) };
-            buf.ecn = class & 0b11;
+            buf.class = class;
             buf.segment_size = segment_size;
         }
         Ok(count)
@@ -226,24 +243,7 @@ unsafe fn ancillary(header: &libc::msghdr) -> (u8, Option<u16>) {
 
 /// Has the kernel merge datagrams of one sender and one size.
 fn merge_datagrams(socket: &Socket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let length = libc::socklen_t::try_from(size_of::<libc::c_int>())
-        .expect("invariant: an int has four bytes");
-    // SAFETY: the kernel reads one int from our stack. Neither socket2 nor rustix has this option.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_UDP,
-            libc::UDP_GRO,
-            (&raw const on).cast(),
-            length,
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    switch_on(socket, libc::SOL_UDP, libc::UDP_GRO)
 }
 
 #[cfg(test)]
@@ -263,16 +263,16 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_come_with_sender_and_ecn() {
+    fn datagrams_come_with_sender_and_traffic_class() {
         for local in ["127.0.0.1:0", "[::1]:0"] {
             let socket = ReceiveSocket::open(local.parse().unwrap()).unwrap();
             let to = socket.socket.local_addr().unwrap().as_socket().unwrap();
             let sender = UdpSocket::bind(local).unwrap();
             let options = socket2::SockRef::from(&sender);
             if to.is_ipv4() {
-                options.set_tos_v4(0b11)
+                options.set_tos_v4(0b1011_1011)
             } else {
-                options.set_tclass_v6(0b11)
+                options.set_tclass_v6(0b1011_1011)
             }
             .unwrap();
             let mut bufs = [DatagramBuf::new(), DatagramBuf::new()];
@@ -281,7 +281,7 @@ mod tests {
             assert_eq!(recv_one(&socket, &mut bufs), 1);
             assert_eq!(bufs[0].payload(), b"hello");
             assert_eq!(bufs[0].from, sender.local_addr().unwrap());
-            assert_eq!(bufs[0].ecn, 0b11);
+            assert_eq!(bufs[0].class, 0b1011_1011);
         }
     }
 

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use socket2::{SockAddr, Socket};
 
 use super::message::Envelope;
-use crate::edge::Datagram;
+use crate::edge::{Datagram, OuterFields};
 
 /// The largest payload of one message: what IPv4 leaves of 65,535 bytes. IPv6 would leave 20 more.
 const BYTES_MAX: usize = 65_507;
@@ -87,7 +87,7 @@ fn try_segments(socket: &Socket, to: &SockAddr, segments: usize) -> bool {
     };
     let bytes = [0; 128];
     let slices = [IoSlice::new(&bytes[..segments])];
-    let envelope = Envelope::new(to, 0, Some(1));
+    let envelope = Envelope::new(to, OuterFields::default(), Some(1));
     let message = envelope.message(&slices);
     // SAFETY: the message points to the envelope and the slices above, which outlive the call; the kernel only reads them.
     // socket2 can't send control messages of options it doesn't know.
@@ -180,7 +180,7 @@ mod tests {
         let datagram = Datagram {
             to: "192.0.2.1:4789".parse().unwrap(),
             flow: 0,
-            ecn: 0,
+            outer: OuterFields::default(),
             segment_size: Some(1472),
             slices: &slices,
         };

@@ -15,6 +15,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use socket2::{SockFilter, Socket};
@@ -22,9 +23,10 @@ use socket2::{SockFilter, Socket};
 use super::message::Envelope;
 use super::receive::is_icmp;
 use super::segmentation::{Segmentation, is_refusal, pieces, singles};
-use super::{BUFFER_BYTES, bind, forbid_fragments};
-use crate::edge::{Datagram, Refusal, SendReport};
+use super::{BUFFER_BYTES, bind, forbid_fragments, switch_on};
+use crate::edge::{Datagram, OuterFields, Refusal, SendReport};
 use crate::flow::{SOURCE_PORTS, source_port_index};
+use crate::settings::DEFAULT_TTL;
 
 /// Messages handed over by one `sendmmsg`.
 const BATCH: usize = 64;
@@ -34,6 +36,8 @@ const FIRST_PORT: u16 = 49_152;
 /// The send sockets of one VTEP address.
 pub struct SendSockets {
     sockets: Vec<Socket>,
+    /// As many again, for datagrams without checksums; opened when a network wants such.
+    unsummed: OnceLock<Vec<Socket>>,
     segmentation: Segmentation,
 }
 
@@ -43,33 +47,36 @@ impl SendSockets {
     /// # Errors
     /// What the kernel says; `AddrInUse` when the whole range is taken.
     pub fn open(vtep: IpAddr) -> io::Result<Self> {
-        // Any start will do; a random one keeps two VTEPs that follow each other from meeting in TIME_WAIT-like states of
-        // middleboxes. Steps of one through the range find all free ports.
-        let start = RandomState::new().hash_one(0u8);
-        let mut candidates = (0..=(u16::MAX - FIRST_PORT)).map(|step| {
-            let span = u64::from(u16::MAX - FIRST_PORT) + 1;
-            let offset = (start % span + u64::from(step)) % span;
-            FIRST_PORT + u16::try_from(offset).expect("invariant: the span has 16,384 ports")
-        });
-        let mut sockets = Vec::with_capacity(SOURCE_PORTS);
-        while sockets.len() < SOURCE_PORTS {
-            let port = candidates.next().ok_or_else(|| {
-                io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    format!("no {SOURCE_PORTS} free UDP ports above {FIRST_PORT} on {vtep}"),
-                )
-            })?;
-            match open_one(SocketAddr::new(vtep, port)) {
-                Ok(socket) => sockets.push(socket),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let sockets = open_all(vtep)?;
         let segmentation = Segmentation::probe(&sockets[0]);
         Ok(Self {
             sockets,
+            unsummed: OnceLock::new(),
             segmentation,
         })
+    }
+
+    /// Opens the sockets for datagrams without checksums, in the calling thread's network namespace; until then such datagrams leave
+    /// with them. A second time is harmless.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_unsummed(&self, vtep: IpAddr) -> io::Result<()> {
+        if self.unsummed.get().is_some() {
+            return Ok(());
+        }
+        let sockets = open_all(vtep)?;
+        for socket in &sockets {
+            let (level, option) = if vtep.is_ipv6() {
+                (libc::SOL_UDP, UDP_NO_CHECK6_TX)
+            } else {
+                (libc::SOL_SOCKET, libc::SO_NO_CHECK)
+            };
+            switch_on(socket, level, option)?;
+        }
+        // Somebody else may have been faster; then these are closed again.
+        let _ = self.unsummed.set(sockets);
+        Ok(())
     }
 
     /// How many datagrams the kernel cuts one message into, at most; 1 when it doesn't know how to.
@@ -78,13 +85,15 @@ impl SendSockets {
         self.segmentation.segments_max()
     }
 
-    /// The source ports, in the order that [`source_port_index`] counts.
+    /// The source ports, in the order that [`source_port_index`] counts: of datagrams with checksums, and behind them, once there are
+    /// any, of those without.
     ///
     /// # Errors
     /// What the kernel says when it is asked for a socket's address.
     pub fn source_ports(&self) -> io::Result<Vec<u16>> {
         self.sockets
             .iter()
+            .chain(self.unsummed.get().into_iter().flatten())
             .map(|socket| {
                 let address = socket.local_addr()?;
                 Ok(address.as_socket().map_or(0, |address| address.port()))
@@ -101,14 +110,24 @@ impl SendSockets {
         report
     }
 
+    /// The socket of this number, those without checksums behind those with.
+    fn socket(&self, number: usize) -> &Socket {
+        match (number.checked_sub(SOURCE_PORTS), self.unsummed.get()) {
+            (Some(number), Some(unsummed)) => &unsummed[number],
+            _ => &self.sockets[number % SOURCE_PORTS],
+        }
+    }
+
     /// Sorts at most [`BATCH`] datagrams by socket, keeping their order, and sends each socket's share in one call. `first` is
     /// the place of the chunk's first in the whole batch.
     fn send_chunk(&self, chunk: &[Datagram<'_>], first: usize, report: &mut SendReport) {
         let mut order = [(0u8, 0u8); BATCH];
         let mut used = 0;
         for (index, datagram) in (0u8..).zip(chunk) {
-            let socket = u8::try_from(source_port_index(datagram.flow))
-                .expect("invariant: there are 64 source ports");
+            let unsummed = !datagram.outer.checksum && self.unsummed.get().is_some();
+            let first = if unsummed { SOURCE_PORTS } else { 0 };
+            let socket = u8::try_from(first + source_port_index(datagram.flow))
+                .expect("invariant: there are 64 source ports, twice");
             order[used] = (socket, index);
             used += 1;
         }
@@ -116,7 +135,7 @@ impl SendSockets {
         // Socket first, then place in the batch: an unstable sort keeps each flow's order all the same.
         order.sort_unstable();
         for share in order.chunk_by(|one, other| one.0 == other.0) {
-            let socket = &self.sockets[usize::from(share[0].0)];
+            let socket = self.socket(usize::from(share[0].0));
             let mut batch = Batch::new(socket, &self.segmentation);
             for &(_, index) in share {
                 let index = usize::from(index);
@@ -127,6 +146,33 @@ impl SendSockets {
     }
 }
 
+/// Opens a socket for each source port, on free ports of the dynamic range.
+fn open_all(vtep: IpAddr) -> io::Result<Vec<Socket>> {
+    // Any start will do; a random one keeps two VTEPs that follow each other from meeting in TIME_WAIT-like states of
+    // middleboxes. Steps of one through the range find all free ports.
+    let start = RandomState::new().hash_one(0u8);
+    let mut candidates = (0..=(u16::MAX - FIRST_PORT)).map(|step| {
+        let span = u64::from(u16::MAX - FIRST_PORT) + 1;
+        let offset = (start % span + u64::from(step)) % span;
+        FIRST_PORT + u16::try_from(offset).expect("invariant: the span has 16,384 ports")
+    });
+    let mut sockets = Vec::with_capacity(SOURCE_PORTS);
+    while sockets.len() < SOURCE_PORTS {
+        let port = candidates.next().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("no {SOURCE_PORTS} free UDP ports above {FIRST_PORT} on {vtep}"),
+            )
+        })?;
+        match open_one(SocketAddr::new(vtep, port)) {
+            Ok(socket) => sockets.push(socket),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sockets)
+}
+
 fn open_one(address: SocketAddr) -> io::Result<Socket> {
     let socket = bind(address, false)?;
     // Nobody has a reason to send to these ports: `return 0` keeps no byte of any packet.
@@ -135,10 +181,19 @@ fn open_one(address: SocketAddr) -> io::Result<Socket> {
         socket.set_send_buffer_size(BUFFER_BYTES)?;
     }
     forbid_fragments(&socket, address.ip())?;
+    // Whatever this host's default is (V19 of the conformance list).
+    let ttl = u32::from(DEFAULT_TTL.get());
+    if address.is_ipv6() {
+        socket.set_unicast_hops_v6(ttl)?;
+    } else {
+        socket.set_ttl_v4(ttl)?;
+    }
     receive_errors(&socket, address.is_ipv6())?;
     Ok(socket)
 }
 
+/// linux/udp.h; libc does not have it.
+const UDP_NO_CHECK6_TX: libc::c_int = 101;
 /// `BPF_RET | BPF_K` (linux/filter.h).
 const BPF_RETURN_CONSTANT: u16 = 0x06;
 
@@ -149,24 +204,7 @@ fn receive_errors(socket: &Socket, v6: bool) -> io::Result<()> {
     } else {
         (libc::IPPROTO_IP, libc::IP_RECVERR)
     };
-    let on: libc::c_int = 1;
-    let length = libc::socklen_t::try_from(size_of::<libc::c_int>())
-        .expect("invariant: an int has four bytes");
-    // SAFETY: the kernel reads one int from our stack. Neither socket2 nor rustix has this option.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const on).cast(),
-            length,
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    switch_on(socket, level, option)
 }
 
 /// Throws away what lies in the error queue. Bounded, so that a storm of ICMP can't hold a worker.
@@ -198,7 +236,7 @@ impl<'a> Batch<'a> {
         let nothing = Datagram {
             to: SocketAddr::from(([0, 0, 0, 0], 0)),
             flow: 0,
-            ecn: 0,
+            outer: OuterFields::default(),
             segment_size: None,
             slices: &[],
         };
@@ -214,7 +252,12 @@ impl<'a> Batch<'a> {
 
     /// Adds a datagram, as as many messages as it takes. Sends when there is no more room.
     fn add(&mut self, datagram: &Datagram<'a>, place: usize, report: &mut SendReport) {
-        let segments_max = self.segmentation.segments_for(datagram.to.ip());
+        // udp_send_skb refuses to cut for a socket without checksums.
+        let segments_max = if datagram.outer.checksum {
+            self.segmentation.segments_for(datagram.to.ip())
+        } else {
+            1
+        };
         for piece in pieces(datagram, segments_max) {
             self.push(piece, place, report);
         }
@@ -234,7 +277,7 @@ impl<'a> Batch<'a> {
     fn flush(&mut self, report: &mut SendReport) {
         let mut messages = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
         for (slot, piece) in self.pieces[..self.used].iter().enumerate() {
-            let envelope = Envelope::new(piece.to, piece.ecn & 0b11, piece.segment_size);
+            let envelope = Envelope::new(piece.to, piece.outer, piece.segment_size);
             messages[slot].write(self.envelopes[slot].write(envelope).message(piece.slices));
         }
         let mut next = 0;
@@ -315,7 +358,7 @@ mod tests {
         Datagram {
             to,
             flow,
-            ecn: 0,
+            outer: OuterFields::default(),
             segment_size: None,
             slices,
         }
@@ -400,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn ecn_is_set_on_the_outer_header() {
+    fn the_traffic_class_is_set_on_the_outer_header() {
         let receiver =
             super::super::receive::ReceiveSocket::open("[::1]:0".parse().unwrap()).unwrap();
         let to = socket2::SockRef::from(&rustix::fd::AsFd::as_fd(&receiver))
@@ -411,7 +454,11 @@ mod tests {
         let sockets = SendSockets::open(to.ip()).unwrap();
         let slices = [IoSlice::new(b"x")];
         let report = sockets.send(&[Datagram {
-            ecn: 0b10,
+            outer: OuterFields {
+                class: 0b1011_1010,
+                ttl: 9,
+                checksum: true,
+            },
             ..datagram(to, 0, &slices)
         }]);
         assert_eq!(report.sent, 1);
@@ -422,7 +469,7 @@ mod tests {
         )];
         rustix::event::poll(&mut poll, None).unwrap();
         assert_eq!(receiver.recv(&mut bufs).unwrap(), 1);
-        assert_eq!(bufs[0].ecn, 0b10);
+        assert_eq!(bufs[0].class, 0b1011_1010);
     }
 
     #[test]

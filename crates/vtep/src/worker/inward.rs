@@ -10,7 +10,6 @@ use std::io;
 use super::Worker;
 use super::delivery::{PortQueue, deliver_all, deliver_cut};
 use crate::capture::Fate;
-use crate::ecn;
 use crate::edge::{Offload, Underlay};
 use crate::engine::{Arrival, Verdict};
 use crate::fdb::PortId;
@@ -20,6 +19,7 @@ use crate::offload::fits;
 use crate::offload::segment::SuperFrame;
 use crate::stats::DropReason;
 use crate::tap::Backend;
+use crate::traffic_class;
 use crate::vxlan::{self, Class, HEADER_LEN};
 
 impl<U: Underlay> Worker<U> {
@@ -36,12 +36,12 @@ impl<U: Underlay> Worker<U> {
         let ledger = self.config.ledger(&self.counters, &tables, None);
         for index in 0..count {
             let from = self.datagrams[index].from;
-            let mark = self.datagrams[index].ecn;
+            let class = self.datagrams[index].class;
             let bytes = self.datagrams[index].payload().len();
             let merged = self.datagrams[index].datagrams().count();
             ledger.datagrams_in(from, merged as u64, bytes as u64);
             let decided = |payload: &[u8], fate, ports: &[PortId]| {
-                ledger.datagram_decided(from, mark, payload, fate, ports);
+                ledger.datagram_decided(from, class, payload, fate, ports);
             };
             // Every datagram of a merged buffer is checked for itself: the kernel knows nothing of what is inside.
             for range in self.datagrams[index].datagrams() {
@@ -56,8 +56,12 @@ impl<U: Underlay> Worker<U> {
                     decided(payload, fate, &[]);
                     continue;
                 }
-                let Arrival { verdict, frame, .. } =
-                    self.engine.handle_datagram(&tables, from, payload);
+                let Arrival {
+                    verdict,
+                    frame,
+                    dscp,
+                    ..
+                } = self.engine.handle_datagram(&tables, from, payload);
                 // One port may have its kernel do the rest; for several it is done once, here.
                 let (fate, ports, several) = match &verdict {
                     Verdict::Deliver { port } => {
@@ -89,7 +93,7 @@ impl<U: Underlay> Worker<U> {
                 };
                 let inner = span.start..span.start + len;
                 let frame = &mut self.datagrams[index].payload_mut()[inner.clone()];
-                let marked = ecn::decapsulate(frame, mark);
+                let marked = traffic_class::decapsulate(frame, class, dscp);
                 let payload = &self.datagrams[index].payload()[range.clone()];
                 if let Err(reason) = marked {
                     decided(payload, Fate::Drop(reason), ports);

@@ -92,7 +92,7 @@ impl<'a> Ledger<'a> {
     pub(super) fn datagram_decided(
         &self,
         from: SocketAddr,
-        ecn: u8,
+        class: u8,
         payload: &[u8],
         fate: Fate,
         ports: &[PortId],
@@ -108,7 +108,7 @@ impl<'a> Ledger<'a> {
             _ => {}
         }
         if let Some(captures) = self.captures {
-            captures.from_remote(from, ecn, payload, fate, ports);
+            captures.from_remote(from, class, payload, fate, ports);
         }
     }
 
@@ -184,7 +184,7 @@ impl<'a> Ledger<'a> {
         drop: Option<DropReason>,
     ) {
         let origin = self.origin.map(|(id, _)| id);
-        let outer = (datagram.to, datagram.ecn, datagram.flow);
+        let outer = (datagram.to, datagram.outer, datagram.flow);
         let Some(size) = datagram.segment_size else {
             return captures.to_remote(origin, outer, datagram.slices, drop);
         };

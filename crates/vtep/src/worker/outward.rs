@@ -10,7 +10,6 @@ use super::delivery::{PortQueue, deliver_all, deliver_cut, hand_over};
 use super::ledger::Ledger;
 use super::sends::{NOTHING, Outgoing};
 use super::{Sends, Worker};
-use crate::ecn;
 use crate::edge::{Datagram, Offload, TapFrame, Underlay};
 use crate::engine::Verdict;
 use crate::fdb::PortId;
@@ -19,6 +18,7 @@ use crate::frame::FrameBuf;
 use crate::offload::coalesce::Span;
 use crate::offload::segment::SuperFrame;
 use crate::offload::{self, checksum};
+use crate::settings::WireSettings;
 use crate::stats::DropReason;
 use crate::tap::Backend;
 use crate::vxlan::Header;
@@ -39,6 +39,8 @@ impl<U: Underlay> Worker<U> {
         let tables = self.config.tables.load();
         let ledger = self.config.ledger(&self.counters, &tables, Some(id));
         let mtu = self.ports[origin].mtu;
+        let network = tables.port(id).and_then(|port| tables.network(port.vni));
+        let settings = network.map_or_else(WireSettings::default, |one| one.config().settings);
         for index in 0..count {
             let frame = &mut self.frames[index];
             ledger.frame_in(frame.frame().len());
@@ -70,6 +72,7 @@ impl<U: Underlay> Worker<U> {
             };
             if let Some((vni, remotes)) = remotes {
                 let flow = flow::hash(frame.frame());
+                let outer = settings.outer(frame.frame());
                 if frame.offload.is_gso() {
                     self.sends.flush(&mut self.underlay, &self.frames, &ledger);
                     let frame = &self.frames[index];
@@ -77,7 +80,12 @@ impl<U: Underlay> Worker<U> {
                         &mut self.sends,
                         &mut self.underlay,
                         frame,
-                        (vni, remotes, flow, mtu),
+                        (vni, remotes, mtu),
+                        &Datagram {
+                            flow,
+                            outer,
+                            ..NOTHING
+                        },
                         &ledger,
                     );
                 } else {
@@ -92,6 +100,7 @@ impl<U: Underlay> Worker<U> {
                             frame: index,
                             to,
                             flow,
+                            outer,
                         });
                     }
                     if self.sends.is_full() {
@@ -158,17 +167,13 @@ fn send_super<U: Underlay>(
     sends: &mut Sends,
     underlay: &mut U,
     frame: &FrameBuf,
-    (vni, remotes, flow, mtu): (crate::Vni, &[std::net::SocketAddr], u32, u16),
+    (vni, remotes, mtu): (crate::Vni, &[std::net::SocketAddr], u16),
+    like: &Datagram<'_>,
     ledger: &Ledger<'_>,
 ) {
     match SuperFrame::requested(frame.frame(), &frame.offload, mtu) {
         Ok(super_frame) => {
-            let like = Datagram {
-                flow,
-                ecn: ecn::of_frame(frame.frame()),
-                ..NOTHING
-            };
-            sends.send_super(underlay, &super_frame, &like, (vni, remotes), ledger);
+            sends.send_super(underlay, &super_frame, like, (vni, remotes), ledger);
         }
         Err(reason) => ledger.frame_decided(frame.frame(), &Verdict::Drop(reason)),
     }

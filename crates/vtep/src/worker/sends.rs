@@ -1,7 +1,7 @@
 //! What goes to other hosts: ordinary frames in runs, super-frames cut to segments.
 //!
 //! ```text
-//! run           | VXLAN frame | VXLAN frame, padding | …            one message for one remote, source port and ECN mark
+//! run           | VXLAN frame | VXLAN frame, padding | …            one message for one remote, source port and outer fields
 //! super-frame   | VXLAN headers 0 | payload 0 | VXLAN headers 1 | payload 1 | …
 //! ```
 //!
@@ -17,11 +17,11 @@ use std::net::SocketAddr;
 use super::BATCH;
 use super::ledger::Ledger;
 use crate::Vni;
-use crate::ecn;
-use crate::edge::{Datagram, SendReport, Underlay};
+use crate::edge::{Datagram, OuterFields, SendReport, Underlay};
 use crate::flow::source_port_index;
 use crate::frame::FrameBuf;
 use crate::offload::segment::{MAX_HEADERS, SuperFrame};
+use crate::settings::DEFAULT_TTL;
 use crate::vxlan::{HEADER_LEN, Header};
 
 /// Datagrams collected before they are sent although the batch goes on: a flood to many hosts must not pile up.
@@ -40,6 +40,7 @@ pub(super) struct Outgoing {
     pub(super) frame: usize,
     pub(super) to: SocketAddr,
     pub(super) flow: u32,
+    pub(super) outer: OuterFields,
 }
 
 /// What has been collected for other hosts.
@@ -110,7 +111,7 @@ impl Sends {
                 *datagram = Datagram {
                     to: first.to,
                     flow: first.flow,
-                    ecn: ecn::of_frame(frames[first.frame].frame()),
+                    outer: first.outer,
                     segment_size: u16::try_from(size).ok().filter(|size| *size > 0),
                     slices: &slices[from..end],
                 };
@@ -171,17 +172,20 @@ impl Sends {
 pub(super) const NOTHING: Datagram<'static> = Datagram {
     to: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0),
     flow: 0,
-    ecn: 0,
+    outer: OuterFields {
+        class: 0,
+        ttl: DEFAULT_TTL.get(),
+        checksum: true,
+    },
     segment_size: None,
     slices: &[],
 };
 
-/// Where the run that starts at `start` ends, and the length of its datagrams: frames for one remote by one source port with one
-/// mark.
+/// Where the run that starts at `start` ends, and the length of its datagrams: frames for one remote by one source port with equal
+/// outer fields.
 fn run(frames: &[FrameBuf], batch: &[Outgoing], start: usize) -> (usize, usize) {
     let buf = |outgoing: &Outgoing| &frames[outgoing.frame];
     let first = &batch[start];
-    let mark = ecn::of_frame(buf(first).frame());
     let mut size = buf(first).datagram().len();
     // Of all frames; the shortest of those that have been taken; whether all of them may be padded.
     let (mut bytes, mut least, mut paddable) = (size, size, can_be_padded(buf(first).frame()));
@@ -189,7 +193,7 @@ fn run(frames: &[FrameBuf], batch: &[Outgoing], start: usize) -> (usize, usize) 
     while let Some(next) = batch.get(end)
         && next.to == first.to
         && source_port_index(next.flow) == source_port_index(first.flow)
-        && ecn::of_frame(buf(next).frame()) == mark
+        && next.outer == first.outer
     {
         let len = buf(next).datagram().len();
         let longest = size.max(len);
@@ -282,7 +286,12 @@ mod tests {
             })
             .collect();
         for (frame, &(to, _)) in list.iter().enumerate() {
-            sends.push(Outgoing { frame, to, flow: 0 });
+            sends.push(Outgoing {
+                frame,
+                to,
+                flow: 0,
+                outer: OuterFields::default(),
+            });
         }
         let counters = crate::stats::WorkerCounters::new();
         let tables = crate::fdb::TableWriter::new().shared().load_full();
