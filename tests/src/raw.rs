@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use vtep::datapath::Datapath;
 use vtep::fdb::{Change, NetworkConfig};
+use vtep::settings::Vlan;
 use vtep::stats::{Counters, DropReason};
 use vtep::vxlan::DEFAULT_PORT;
 
@@ -146,16 +147,19 @@ impl Rig {
 
     /// From now on the network passes 802.1Q tags.
     pub fn pass_tags(&self) {
-        self.set_network(|config| config.vlan_pass = true);
+        self.set_network(|config| config.settings.vlan = Vlan::Pass);
     }
 
     /// From now on the network floods nothing.
     pub fn stop_floods(&self) {
-        self.set_network(|config| config.flood = false);
+        self.set_network(|config| config.settings.flood = false);
     }
 
     /// Changes what the network is, from what it is at first.
-    fn set_network(&self, change: impl FnOnce(&mut NetworkConfig)) {
+    ///
+    /// # Panics
+    /// Never: an endpoint's network is one change.
+    pub fn set_network(&self, change: impl FnOnce(&mut NetworkConfig)) {
         let Change::SetNetwork(mut config) = self.ours.network() else {
             unreachable!("an endpoint's network is one change");
         };

@@ -33,7 +33,8 @@ fn batch(number: u64) -> Vec<Write> {
             let length = usize::try_from(dice % 5000).unwrap();
             Write {
                 key: format!("row/{}", dice >> 32 & 0x3f),
-                value: (!dice.is_multiple_of(4)).then(|| format!("{number}:{}", "x".repeat(length))),
+                value: (!dice.is_multiple_of(4))
+                    .then(|| format!("{number}:{}", "x".repeat(length))),
             }
         })
         .collect();
