@@ -29,6 +29,7 @@ pub mod request;
 pub mod row;
 mod server;
 pub mod store;
+pub mod subnet;
 pub mod table;
 mod token;
 mod transport;
@@ -36,13 +37,14 @@ mod transport;
 pub use client::{AgentConfig, AgentError, AgentHandle, CacheConfig};
 pub use epoch::Epoch;
 pub use host::{HostId, HostInfo, HostView};
-pub use network::{Endpoint, Network, NetworkSpec, Subnet, is_valid_name, quote};
+pub use network::{Addressing, Endpoint, MacMode, Network, NetworkSpec, is_valid_name, quote};
 pub use request::{
     ClusterInfo, ControlStatus, EndpointState, EndpointView, Event, NetworkDetails, Owned, Request,
-    RequestError, Response, SubscriptionStatus,
+    RequestError, Response, SubnetUsage, SubscriptionStatus,
 };
 pub use row::{Row, State};
 pub use server::{ManagerConfig, ManagerError, ManagerHandle, ManagerStatus, Prober};
 pub use store::{MemoryStore, RedbStore, Store, StoreError};
+pub use subnet::{AddressPool, PoolError, Subnet, check_pools};
 pub use table::{MemberState, TableChange};
 pub use token::{Token, TokenError};

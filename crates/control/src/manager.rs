@@ -6,11 +6,13 @@
 //!
 //! Whoever calls has checked the token. Liveness is a mask: a host that falls silent is hidden from floods and loses nothing.
 
+mod addresses;
 mod endpoints;
 mod hosts;
 mod networks;
 mod state;
 mod streams;
+mod subnets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use crate::host::HostId;
 use crate::message::{ToAgent, ToManager};
 use crate::request::{Request, Response};
 use crate::store::Write;
+use crate::subnet::AddressPool;
 use state::State;
 pub use state::StateError;
 
@@ -87,6 +90,8 @@ pub struct Settings {
     pub seed: u64,
     /// The time since 1970-01-01 UTC when `now` was zero.
     pub unix_at_zero: Duration,
+    /// Where subnets come from that nobody asks for by number; empty: [`AddressPool::standard`].
+    pub pools: Vec<AddressPool>,
 }
 
 /// The state machine.
@@ -137,6 +142,10 @@ impl Manager {
         stored: &BTreeMap<String, String>,
         now: Duration,
     ) -> Result<Self, StateError> {
+        let mut settings = settings;
+        if settings.pools.is_empty() {
+            settings.pools.push(AddressPool::standard());
+        }
         let state = State::load(&settings.cluster, stored, now, settings.unix_at_zero + now)?;
         let known_at_start = state.hosts.len();
         let liveness = state
@@ -447,6 +456,10 @@ impl Manager {
             to: vec![connection],
             message,
         });
+    }
+
+    fn pools(&self) -> &[AddressPool] {
+        &self.settings.pools
     }
 
     fn unix_seconds(&self, now: Duration) -> u64 {

@@ -2,20 +2,38 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
+use crate::subnet::Subnet;
 
 /// What a user asks of a new network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSpec {
     /// Its name, unique in the cluster.
     pub name: String,
-    /// Its subnets; empty: the next free /24 of 10.0.0.0/8 (10.0.0.0/24 is kept for `ingress`).
+    /// Its subnets; empty: one from the cluster's address pools. An unspecified address (`0.0.0.0/27`) asks for any free prefix
+    /// of that length from the pools.
     pub subnets: Vec<IpNet>,
+    /// Where addresses come from that nobody asks for by number: at most one in each subnet.
+    #[serde(default)]
+    pub ip_ranges: Vec<IpNet>,
+    /// Gateways: at most one in each subnet; a subnet without one has its first address.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Addresses that no container gets, by name.
+    #[serde(default)]
+    pub aux_addresses: Vec<(String, IpAddr)>,
+    /// Whether a network without an IPv6 subnet gets one from the cluster's address pools.
+    #[serde(default)]
+    pub ipv6: bool,
+    /// How addresses are given.
+    #[serde(default)]
+    pub addressing: Addressing,
     /// Its VNI; `None`: the next free one from 4096.
     pub vni: Option<Vni>,
     /// Its MTU in bytes; `None`: the smallest link MTU of all hosts less the overhead.
@@ -28,13 +46,61 @@ pub struct NetworkSpec {
     pub options: BTreeMap<String, String>,
 }
 
-/// One subnet of a network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subnet {
-    /// The prefix, host bits zero.
-    pub net: IpNet,
-    /// Its first address, which the engine itself answers for.
-    pub gateway: IpAddr,
+impl NetworkSpec {
+    /// A network of this name with all else as it comes.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            subnets: Vec::new(),
+            ip_ranges: Vec::new(),
+            gateways: Vec::new(),
+            aux_addresses: Vec::new(),
+            ipv6: false,
+            addressing: Addressing::default(),
+            vni: None,
+            mtu: None,
+            flood: true,
+            labels: BTreeMap::new(),
+            options: BTreeMap::new(),
+        }
+    }
+}
+
+/// How a network's endpoints get their addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addressing {
+    /// What an endpoint's MAC address is made of.
+    pub mac: MacMode,
+    /// How long a freed address rests before it is handed out again unasked, in seconds.
+    pub rest_seconds: u32,
+}
+
+impl Addressing {
+    /// How long a freed address rests.
+    #[must_use]
+    pub fn rest(&self) -> Duration {
+        Duration::from_secs(self.rest_seconds.into())
+    }
+}
+
+impl Default for Addressing {
+    fn default() -> Self {
+        Self {
+            mac: MacMode::Epoch,
+            rest_seconds: 10,
+        }
+    }
+}
+
+/// What the MAC address of an endpoint is made of that asked for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MacMode {
+    /// Of the allocation and the IPv4 address: an address that is used again has another MAC address.
+    Epoch,
+    /// Of the IPv4 address alone, `02:42` and the address, as Docker does.
+    Docker,
 }
 
 /// One overlay network.
@@ -54,6 +120,9 @@ pub struct Network {
     pub mtu: u16,
     /// Whether broadcast, multicast and unknown unicast frames are carried to every member.
     pub flood: bool,
+    /// How addresses are given.
+    #[serde(default)]
+    pub addressing: Addressing,
     /// Labels of the user.
     pub labels: BTreeMap<String, String>,
     /// Driver options.

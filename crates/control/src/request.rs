@@ -106,6 +106,24 @@ pub struct NetworkDetails {
     pub endpoints: Vec<EndpointView>,
     /// The hosts that have an endpoint that is up.
     pub peers: Vec<HostView>,
+    /// How full each subnet is, in their order.
+    #[serde(default)]
+    pub usage: Vec<SubnetUsage>,
+}
+
+/// How full a subnet is, of the addresses that can be handed out unasked. A number past 64 bits is shown as the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubnetUsage {
+    /// The subnet.
+    pub net: IpNet,
+    /// Addresses that endpoints hold.
+    pub in_use: u64,
+    /// Addresses that rest after they were freed.
+    pub resting: u64,
+    /// Addresses that are promised to hosts.
+    pub set_aside: u64,
+    /// Addresses that could be handed out now.
+    pub free: u64,
 }
 
 /// An endpoint as `network inspect` shows it.

@@ -24,6 +24,7 @@ use crate::manager::{Connection, Manager, Output, Settings, StateError};
 use crate::message::{MessageError, ToAgent, ToManager, VERSION};
 use crate::request::{Request, Response};
 use crate::store::{Store, StoreError};
+use crate::subnet::AddressPool;
 use crate::token::Token;
 use crate::transport::{FRAME_MAX, HELLO_MAX, Outbox, read_frame, write_frame};
 
@@ -72,6 +73,8 @@ pub struct ManagerConfig {
     pub token: Token,
     /// The VTEP that probes.
     pub prober: Arc<dyn Prober>,
+    /// Where subnets come from that nobody asks for by number; empty: [`AddressPool::standard`].
+    pub pools: Vec<AddressPool>,
 }
 
 /// Why a manager could not start.
@@ -134,6 +137,7 @@ impl ManagerHandle {
             store,
             token,
             prober,
+            pools,
         } = config;
         let clock = Clock::start();
         let mut keeper = Keeper {
@@ -141,6 +145,7 @@ impl ManagerHandle {
             host,
             cluster: token.cluster(),
             clock,
+            pools,
         };
         let manager = keeper.load()?;
         let listener =
@@ -262,6 +267,7 @@ struct Keeper {
     host: HostId,
     cluster: String,
     clock: Clock,
+    pools: Vec<AddressPool>,
 }
 
 #[derive(Clone, Copy)]
@@ -295,6 +301,7 @@ impl Keeper {
             cluster: self.cluster.clone(),
             seed: u64::from_be_bytes(random_bytes()),
             unix_at_zero: self.clock.unix,
+            pools: self.pools.clone(),
         };
         Ok(Manager::new(settings, &stored, self.clock.now())?)
     }

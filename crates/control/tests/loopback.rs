@@ -54,6 +54,7 @@ impl Cluster {
             store,
             token: self.token.clone(),
             prober: Arc::clone(&self.probes) as Arc<dyn Prober>,
+            pools: Vec::new(),
         })
     }
 
@@ -92,15 +93,7 @@ impl Cluster {
 }
 
 fn spec(name: &str) -> NetworkSpec {
-    NetworkSpec {
-        name: name.to_owned(),
-        subnets: Vec::new(),
-        vni: None,
-        mtu: None,
-        flood: true,
-        labels: Default::default(),
-        options: Default::default(),
-    }
+    NetworkSpec::named(name)
 }
 
 fn create(agent: &AgentHandle, spec: NetworkSpec) -> Result<control::Network, RequestError> {

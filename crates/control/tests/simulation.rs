@@ -129,13 +129,9 @@ impl Sim {
         }
         sim.deliver_all();
         let spec = NetworkSpec {
-            name: "net1".to_owned(),
             subnets: vec![SUBNET.parse().unwrap()],
             vni: Some(vni),
-            mtu: None,
-            flood: true,
-            labels: BTreeMap::new(),
-            options: BTreeMap::new(),
+            ..NetworkSpec::named("net1")
         };
         let made = sim.call(
             0,
@@ -546,6 +542,7 @@ fn load(token: &Token, store: &MemoryStore, now: Duration) -> Manager {
         cluster: token.cluster(),
         seed: 1,
         unix_at_zero: Duration::from_secs(1_000_000),
+        pools: Vec::new(),
     };
     Manager::new(settings, &store.clone().load().unwrap(), now).unwrap()
 }

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use control::AddressPool;
 use serde::Deserialize;
 use vtep::datapath::Backend;
 
@@ -48,6 +49,8 @@ struct File {
     backend: Option<Backend>,
     workers: Option<usize>,
     strict_reserved_bits: Option<bool>,
+    #[serde(default)]
+    default_address_pools: Vec<AddressPool>,
 }
 
 /// What the agent runs with.
@@ -65,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) workers: Option<usize>,
     /// Whether reserved VXLAN bits are refused.
     pub(crate) strict_reserved_bits: bool,
+    /// Where a manager here draws subnets from, unless `init` was told; none: 10.0.0.0/8 in pieces of /24.
+    pub(crate) pools: Vec<AddressPool>,
 }
 
 impl Config {
@@ -92,6 +97,8 @@ impl Config {
         if workers.is_some_and(|workers| !(1..=MAX_WORKERS).contains(&workers)) {
             anyhow::bail!("workers must be 1 to {MAX_WORKERS}: leave it out for one per core");
         }
+        control::check_pools(&file.default_address_pools)
+            .context("cannot use default-address-pools of the configuration file")?;
         Ok(Self {
             name,
             state_dir: absolute(flags.state_dir.or(file.state_dir), DEFAULT_STATE_DIR)?,
@@ -100,6 +107,7 @@ impl Config {
             workers,
             strict_reserved_bits: flags.strict_reserved_bits
                 || file.strict_reserved_bits.unwrap_or(false),
+            pools: file.default_address_pools,
         })
     }
 }
@@ -192,6 +200,24 @@ mod tests {
             ..flags()
         };
         assert!(Config::join(File::default(), zero, None).is_err());
+    }
+
+    #[test]
+    fn address_pools_of_the_file() {
+        let join = |text| {
+            let file: File = toml::from_str(text).expect("toml");
+            Config::join(file, flags(), None)
+        };
+        let text = "default-address-pools = [{ base = '10.20.0.0/16', size = 24 }]";
+        let pools = join(text).expect("config").pools;
+        assert_eq!(
+            pools,
+            ["base=10.20.0.0/16,size=24".parse().expect("a pool")]
+        );
+        assert!(join("").expect("config").pools.is_empty());
+        let refused = join("default-address-pools = [{ base = '10.20.0.0/16', size = 31 }]");
+        let error = format!("{:#}", refused.expect_err("too narrow"));
+        assert!(error.contains("out of range: 31"), "{error}");
     }
 
     #[test]

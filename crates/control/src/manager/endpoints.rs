@@ -3,16 +3,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use vtep::{MacAddr, Vni};
 
 use super::state::Held;
 use super::{Connection, Manager};
-use crate::allocator::{self, Exhausted};
 use crate::epoch::Epoch;
 use crate::host::HostId;
 use crate::message::{OwnedEndpoint, ToAgent};
-use crate::network::{Endpoint, Network, is_valid_name, quote};
+use crate::network::{Endpoint, is_valid_name, quote};
 use crate::request::{EndpointState, Response};
 use crate::row::{Row, State as RowState};
 
@@ -84,13 +82,17 @@ impl Manager {
         if let Some(mac) = mac {
             self.check_mac(&network, mac)?;
         }
-        // The last thing that can refuse: a cursor that moved for nothing does no harm.
+        // What can refuse from here on leaves a cursor that moved for nothing, which does no harm.
         for v4 in [true, false] {
             if let Some(ip) = self.draw_family(&network, v4, &taken, now)? {
                 taken.push(ip);
             }
         }
         taken.sort_by_key(IpAddr::is_ipv6);
+        let mac = match mac {
+            None => self.mac_of_address(&network, &taken)?,
+            given => given,
+        };
         let (epoch, mac) = match mac {
             Some(mac) => (self.state.draw(), mac),
             None => self.draw_mac(vni, &taken),
@@ -219,7 +221,7 @@ impl Manager {
                     && network
                         .subnets
                         .iter()
-                        .any(|subnet| allocator::is_assignable(subnet.net, *ip))
+                        .any(|subnet| subnet.is_assignable(*ip))
             })
             && self.check_mac(network, endpoint.mac).is_ok()
     }
@@ -301,149 +303,4 @@ impl Manager {
             self.state.put_row(endpoint.vni, row, now);
         }
     }
-
-    /// Addresses that were asked for by number: one a family, inside, and free.
-    fn check_wanted(&self, network: &Network, ips: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
-        let mut taken: Vec<IpAddr> = Vec::new();
-        for &ip in ips {
-            let Some(subnet) = network
-                .subnets
-                .iter()
-                .find(|subnet| subnet.net.contains(&ip))
-            else {
-                return Err(format!(
-                    "invalid address {ip}: It does not belong to any of this network's subnets ({})",
-                    join(network.subnets.iter().map(|subnet| subnet.net))
-                ));
-            };
-            if !allocator::is_assignable(subnet.net, ip) {
-                return Err(format!(
-                    "invalid address {ip}: it is the gateway, the first or the last of {}",
-                    subnet.net
-                ));
-            }
-            if taken.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
-                return Err(format!(
-                    "invalid address {ip}: a container has one address of each family"
-                ));
-            }
-            let state = &self.state.networks[&network.vni];
-            if let Some(row) = state
-                .table
-                .row(ip)
-                .filter(|row| row.state != RowState::Free)
-            {
-                let holder = state
-                    .endpoints
-                    .get(&row.epoch)
-                    .map_or("?", |held| held.endpoint.container.as_str());
-                return Err(format!(
-                    "Address already in use: {ip} is container {holder}'s on host {}",
-                    self.host_name(row.owner)
-                ));
-            }
-            taken.push(ip);
-        }
-        Ok(taken)
-    }
-
-    /// The next free address of a family that the network has and `taken` lacks.
-    fn draw_family(
-        &mut self,
-        network: &Network,
-        v4: bool,
-        taken: &[IpAddr],
-        now: Duration,
-    ) -> Result<Option<IpAddr>, String> {
-        if taken.iter().any(|ip| ip.is_ipv4() == v4) {
-            return Ok(None);
-        }
-        let mut full: Option<Exhausted> = None;
-        for subnet in network
-            .subnets
-            .iter()
-            .filter(|subnet| matches!(subnet.net, IpNet::V4(_)) == v4)
-        {
-            match self.state.draw_address(network.vni, subnet, now) {
-                Some(Ok(ip)) => return Ok(Some(ip)),
-                Some(Err(more)) => {
-                    let sum = full.get_or_insert(Exhausted {
-                        in_use: 0,
-                        resting: 0,
-                        capacity: 0,
-                    });
-                    sum.in_use += more.in_use;
-                    sum.resting += more.resting;
-                    sum.capacity = sum.capacity.saturating_add(more.capacity);
-                }
-                None => {}
-            }
-        }
-        let Some(Exhausted {
-            in_use,
-            resting,
-            capacity,
-        }) = full
-        else {
-            return Ok(None);
-        };
-        let family = if v4 { "IPv4" } else { "IPv6" };
-        let resting = if resting == 0 {
-            String::new()
-        } else {
-            format!(", {resting} free again within 10 s")
-        };
-        Err(format!(
-            "no available {family} addresses on this network's address pools: {} ({}): \
-             {in_use} of {capacity} in use{resting}; remove containers, or create a network with a larger subnet",
-            network.name, network.id
-        ))
-    }
-
-    /// An epoch and the MAC address that follows from it, held by nobody, and not the one that the address had before.
-    fn draw_mac(&mut self, vni: Vni, ips: &[IpAddr]) -> (Epoch, MacAddr) {
-        let mut tries = 0..256;
-        loop {
-            let epoch = self.state.draw();
-            // An address has 256 MACs of its own. Where endpoints that chose theirs hold them all, the epoch alone makes one.
-            let mac = allocator::mac(epoch, if tries.next().is_some() { ips } else { &[] });
-            let table = &self.state.networks[&vni].table;
-            let reused = ips
-                .iter()
-                .filter_map(|ip| table.row(*ip))
-                .any(|row| row.mac == mac);
-            if !reused && table.holders(mac).next().is_none() {
-                return (epoch, mac);
-            }
-        }
-    }
-
-    fn check_mac(&self, network: &Network, mac: MacAddr) -> Result<(), String> {
-        if mac.is_multicast() || mac.is_zero() {
-            return Err(format!(
-                "invalid MAC address {mac}: it must be a unicast address"
-            ));
-        }
-        if mac == network.gateway_mac {
-            return Err(format!(
-                "invalid MAC address {mac}: it is the gateway's of network {}",
-                network.name
-            ));
-        }
-        match self.state.networks[&network.vni].table.holders(mac).next() {
-            Some(row) => Err(format!(
-                "MAC address {mac} is already in use by {} on host {}: choose another",
-                row.ip,
-                self.host_name(row.owner)
-            )),
-            None => Ok(()),
-        }
-    }
-}
-
-fn join<T: ToString>(items: impl Iterator<Item = T>) -> String {
-    items
-        .map(|item| item.to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
 }

@@ -4,28 +4,28 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use vtep::Vni;
 use vtep::vxlan::{self, Protection};
 
 use super::Manager;
+use super::subnets::overlap;
 use crate::allocator;
 use crate::host::HostId;
-use crate::network::{Network, NetworkSpec, Subnet, is_valid_name, quote};
+use crate::network::{Addressing, MacMode, Network, NetworkSpec, is_valid_name, quote};
 use crate::request::{EndpointView, NetworkDetails, Response};
 use crate::row::State as RowState;
+use crate::subnet::Subnet;
 use crate::table::MemberState;
 
-/// Kept for the network `ingress`.
-const INGRESS: [u8; 4] = [10, 0, 0, 0];
 /// Names that mean something else to a user of Docker, or will here.
 const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "ingress"];
 /// IPv6 needs it on every link (RFC 8200 §5).
 const MTU_MIN_V6: u16 = 1280;
 /// Every IPv4 host takes datagrams of this size (RFC 791).
 const MTU_MIN_V4: u16 = 576;
-/// Subnets of one network.
-const SUBNETS_MAX: usize = 64;
+/// The longest rest of a freed address, in seconds: a day.
+const REST_MAX: u32 = 24 * 60 * 60;
 /// Bytes of all labels and options of one network: its description goes out as one message.
 const LABELS_MAX: usize = 64 * 1024;
 /// Names in one line of refusal.
@@ -40,14 +40,13 @@ impl Manager {
         now: Duration,
     ) -> Result<Response, String> {
         self.check_name(&spec.name)?;
-        check_size(spec.subnets.len(), [&spec.labels, &spec.options])?;
-        let nets = if spec.subnets.is_empty() {
-            vec![self.free_subnet(routes_in_use)?]
-        } else {
-            self.check_subnets(&spec.subnets, routes_in_use, asking)?;
-            spec.subnets
-        };
-        let mtu = self.choose_mtu(spec.mtu, nets.iter().any(|net| matches!(net, IpNet::V6(_))))?;
+        check_size([&spec.labels, &spec.options])?;
+        check_addressing(&spec)?;
+        let subnets = self.choose_subnets(&spec, routes_in_use, asking)?;
+        let has_v6 = subnets
+            .iter()
+            .any(|subnet| matches!(subnet.net, IpNet::V6(_)));
+        let mtu = self.choose_mtu(spec.mtu, has_v6)?;
         if let Some(vni) = spec.vni
             && let Some(taken) = self.state.networks.get(&vni)
         {
@@ -68,16 +67,11 @@ impl Manager {
             id: self.random_id(),
             name: spec.name,
             vni,
-            subnets: nets
-                .into_iter()
-                .map(|net| Subnet {
-                    net,
-                    gateway: allocator::gateway(net),
-                })
-                .collect(),
+            subnets,
             gateway_mac: allocator::gateway_mac(vni),
             mtu,
             flood: spec.flood,
+            addressing: spec.addressing,
             labels: spec.labels,
             options: spec.options,
             created: self.unix_seconds(now),
@@ -155,6 +149,7 @@ impl Manager {
             network: state.network.clone(),
             endpoints,
             peers,
+            usage: state.usage(now),
         }))
     }
 
@@ -187,12 +182,10 @@ impl Manager {
         network.epoch <= self.state.last()
             && floor.is_none_or(|floor| network.epoch > *floor)
             && is_valid_name(&network.name)
-            && check_size(network.subnets.len(), [&network.labels, &network.options]).is_ok()
+            && check_size([&network.labels, &network.options]).is_ok()
+            && network.addressing.rest_seconds <= REST_MAX
             && !network.subnets.is_empty()
-            && network
-                .subnets
-                .iter()
-                .all(|s| check_prefix(s.net).is_ok() && s.gateway == allocator::gateway(s.net))
+            && network.subnets.iter().all(Subnet::is_valid)
             && self.state.networks.values().all(|known| {
                 known.network.name != network.name
                     && known.network.vni != network.vni
@@ -227,88 +220,6 @@ impl Manager {
             ));
         }
         Ok(())
-    }
-
-    fn check_subnets(
-        &self,
-        nets: &[IpNet],
-        routes_in_use: &[IpNet],
-        asking: HostId,
-    ) -> Result<(), String> {
-        for (i, net) in nets.iter().enumerate() {
-            check_prefix(*net)?;
-            if nets[..i].iter().any(|other| overlaps(*net, *other)) {
-                return Err(format!(
-                    "multiple overlapping subnet configuration is not supported ({net})"
-                ));
-            }
-            if overlaps(*net, ingress()) {
-                return Err(format!(
-                    "subnet {net} overlaps {}, which is kept for the network ingress",
-                    ingress()
-                ));
-            }
-            if let Some(state) = self
-                .state
-                .networks
-                .values()
-                .find(|state| overlap(&state.network, [*net]))
-            {
-                return Err(format!(
-                    "invalid pool request: Pool overlaps with other one on this address space: subnet {net} and network {}",
-                    state.network.name
-                ));
-            }
-            if let Some(route) = routes_in_use
-                .iter()
-                .find(|route| route.prefix_len() > 0 && overlaps(*net, **route))
-            {
-                return Err(format!(
-                    "subnet {net} overlaps {route}, which host {} routes: choose another --subnet",
-                    self.host_name(asking)
-                ));
-            }
-            if let Some(host) = self
-                .state
-                .hosts
-                .values()
-                .find(|host| net.contains(&host.vtep))
-            {
-                return Err(format!(
-                    "subnet {net} holds {}, the underlay address of host {}: choose another --subnet",
-                    host.vtep, host.name
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// The first /24 of 10.0.0.0/8 that nothing overlaps.
-    fn free_subnet(&self, routes_in_use: &[IpNet]) -> Result<IpNet, String> {
-        let candidates = (0..=u16::MAX).map(|n| {
-            let [b, c] = n.to_be_bytes();
-            IpNet::V4(Ipv4Net::new_assert([10, b, c, 0].into(), 24))
-        });
-        let free = |net: &IpNet| {
-            !overlaps(*net, ingress())
-                && !routes_in_use
-                    .iter()
-                    .any(|route| route.prefix_len() > 0 && overlaps(*net, *route))
-                && !self
-                    .state
-                    .networks
-                    .values()
-                    .any(|state| overlap(&state.network, [*net]))
-                && !self
-                    .state
-                    .hosts
-                    .values()
-                    .any(|host| net.contains(&host.vtep))
-        };
-        let mut candidates = candidates;
-        candidates.find(free).ok_or_else(|| {
-            "all predefined address pools have been fully subnetted (10.0.0.0/8 as /24): give a --subnet".to_owned()
-        })
     }
 
     fn choose_mtu(&self, wanted: Option<u16>, has_v6: bool) -> Result<u16, String> {
@@ -364,17 +275,12 @@ fn overhead(vtep: IpAddr) -> u16 {
     vxlan::overhead(family, Protection::Cleartext)
 }
 
-fn check_size(subnets: usize, labels: [&BTreeMap<String, String>; 2]) -> Result<(), String> {
+fn check_size(labels: [&BTreeMap<String, String>; 2]) -> Result<(), String> {
     let bytes: usize = labels
         .into_iter()
         .flatten()
         .map(|(key, value)| key.len() + value.len())
         .sum();
-    if subnets > SUBNETS_MAX {
-        return Err(format!(
-            "{subnets} subnets are too many: at most {SUBNETS_MAX}"
-        ));
-    }
     if bytes > LABELS_MAX {
         return Err(format!(
             "labels and options of {bytes} bytes are too long: at most {LABELS_MAX}"
@@ -383,55 +289,21 @@ fn check_size(subnets: usize, labels: [&BTreeMap<String, String>; 2]) -> Result<
     Ok(())
 }
 
-fn ingress() -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(INGRESS.into(), 24))
-}
-
-fn overlap(network: &Network, nets: impl IntoIterator<Item = IpNet>) -> bool {
-    nets.into_iter().any(|net| {
-        network
-            .subnets
-            .iter()
-            .any(|subnet| overlaps(subnet.net, net))
-    })
-}
-
-fn overlaps(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b) || b.contains(&a)
-}
-
-fn check_prefix(net: IpNet) -> Result<(), String> {
-    if net != net.trunc() {
+/// Whether a network like this can give addresses as it is asked to.
+fn check_addressing(spec: &NetworkSpec) -> Result<(), String> {
+    let Addressing { mac, rest_seconds } = spec.addressing;
+    if rest_seconds > REST_MAX {
         return Err(format!(
-            "invalid subnet {net}: it should be {}",
-            net.trunc()
+            "a rest of {rest_seconds} s is too long: at most {REST_MAX} s"
         ));
     }
-    if !allocator::is_roomy(net) {
-        return Err(format!(
-            "invalid subnet {net}: it has no room for a gateway and a container"
-        ));
+    let only_v6 =
+        !spec.subnets.is_empty() && spec.subnets.iter().all(|net| matches!(net, IpNet::V6(_)));
+    if mac == MacMode::Docker && only_v6 {
+        return Err(
+            "mac=docker makes MAC addresses of IPv4 addresses: give an IPv4 --subnet too"
+                .to_owned(),
+        );
     }
-    let (widest, unusable): (u8, &[&str]) = match net {
-        IpNet::V4(_) => (
-            8,
-            &["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"],
-        ),
-        IpNet::V6(_) => (32, &["::/8", "fe80::/10", "ff00::/8"]),
-    };
-    if net.prefix_len() < widest {
-        return Err(format!(
-            "invalid subnet {net}: it must be /{widest} or narrower"
-        ));
-    }
-    let reserved = unusable
-        .iter()
-        .filter_map(|text| text.parse::<IpNet>().ok())
-        .find(|range| overlaps(*range, net));
-    match reserved {
-        Some(range) => Err(format!(
-            "invalid subnet {net}: {range} is not for containers"
-        )),
-        None => Ok(()),
-    }
+    Ok(())
 }

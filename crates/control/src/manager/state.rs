@@ -11,12 +11,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vtep::Vni;
 
-use crate::allocator::{Exhausted, Pool};
+use crate::allocator::{Pool, Usage};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
-use crate::network::{Endpoint, Network, Subnet};
+use crate::network::{Endpoint, Network};
+use crate::request::SubnetUsage;
 use crate::row::{Row, State as RowState};
 use crate::store::Write;
+use crate::subnet::Subnet;
 use crate::table::Table;
 
 /// What was loaded makes no sense.
@@ -86,6 +88,37 @@ impl NetworkState {
             changes: BTreeMap::new(),
             revisions: HashMap::new(),
         }
+    }
+
+    /// A freed address is not handed out for a while.
+    fn rest(&mut self, ip: IpAddr, now: Duration) {
+        let rest = self.network.addressing.rest();
+        if !rest.is_zero() {
+            self.pool.free(ip, now + rest);
+        }
+    }
+
+    /// Whether an address is promised to a host.
+    pub(super) fn is_set_aside(&self, ip: IpAddr) -> bool {
+        self.pool.is_set_aside(ip)
+    }
+
+    /// How full each subnet is.
+    pub(super) fn usage(&self, now: Duration) -> Vec<SubnetUsage> {
+        let subnets = self.network.subnets.iter();
+        let number = |addresses: u128| u64::try_from(addresses).unwrap_or(u64::MAX);
+        subnets
+            .map(|subnet| {
+                let usage = self.pool.usage(subnet, &self.table, now);
+                SubnetUsage {
+                    net: subnet.net,
+                    in_use: number(usage.in_use),
+                    resting: number(usage.resting),
+                    set_aside: number(usage.set_aside),
+                    free: number(usage.free()),
+                }
+            })
+            .collect()
     }
 
     /// The last change; the network's own making before any.
@@ -208,7 +241,7 @@ impl State {
                     "row" => {
                         let stored: StoredRow = parse(key, value)?;
                         if stored.row.state == RowState::Free {
-                            network.pool.free(stored.row.ip, now);
+                            network.rest(stored.row.ip, now);
                         }
                         network.put_row(stored.row, stored.revision);
                     }
@@ -369,7 +402,7 @@ impl State {
         vni: Vni,
         subnet: &Subnet,
         now: Duration,
-    ) -> Option<Result<IpAddr, Exhausted>> {
+    ) -> Option<Result<IpAddr, Usage>> {
         let network = self.networks.get_mut(&vni)?;
         let drawn = network.pool.next(subnet, &network.table, now);
         if let Ok(ip) = drawn {
@@ -386,7 +419,7 @@ impl State {
         };
         self.dirty.entry(vni).or_insert_with(|| network.revision());
         if row.state == RowState::Free {
-            network.pool.free(row.ip, now);
+            network.rest(row.ip, now);
         }
         let key = format!("row/{}/{}", vni.get(), row.ip);
         network.put_row(row.clone(), revision);

@@ -41,6 +41,7 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
         vtep: underlay.vtep,
         port,
         link_mtu: underlay.link_mtu,
+        pools: wanted.pools.clone(),
     };
     // A store that an aborted `init` may have left would bring back another cluster.
     remove_store(agent)?;
@@ -100,6 +101,7 @@ pub(super) fn join(agent: &Arc<Agent>, wanted: &Join) -> anyhow::Result<Joined> 
         vtep: underlay.vtep,
         port: wanted.port.unwrap_or(DEFAULT_PORT),
         link_mtu: underlay.link_mtu,
+        pools: Vec::new(),
     };
     let parts = Parts::start(agent, settled)?;
     let cluster = parts.control.wait_connected(ADMITTED_WITHIN)?;

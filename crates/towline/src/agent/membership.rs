@@ -76,6 +76,11 @@ impl Parts {
                 store: Box::new(RedbStore::open(&agent.store_dir())?),
                 token: settled.token.clone(),
                 prober: Arc::new(DatapathProber::new(Arc::clone(&datapath))),
+                pools: if settled.pools.is_empty() {
+                    agent.config.pools.clone()
+                } else {
+                    settled.pools.clone()
+                },
             })?)
         } else {
             None

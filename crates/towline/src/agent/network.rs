@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
-use control::{NetworkDetails, NetworkSpec, Request, Response, State};
+use control::{NetworkDetails, NetworkSpec, Request, Response, State, SubnetUsage};
 use ipnet::IpNet;
 use netns::Netlink;
 use vtep::Vni;
 
 use super::Agent;
-use crate::api::{Endpoint, Network, NetworkCreate, NetworkSummary, Peer, Subnet};
+use crate::api::{Endpoint, Network, NetworkCreate, NetworkSummary, Peer, Subnet, Usage};
 use crate::config::check_name;
 
 const DRIVER: &str = "overlay";
@@ -23,6 +23,11 @@ pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Net
     let spec = NetworkSpec {
         name: wanted.name,
         subnets: wanted.subnets,
+        ip_ranges: wanted.ip_ranges,
+        gateways: wanted.gateways,
+        aux_addresses: wanted.aux_addresses,
+        ipv6: wanted.ipv6,
+        addressing: wanted.addressing,
         vni,
         mtu: wanted.mtu,
         flood: wanted.flood,
@@ -38,6 +43,7 @@ pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Net
             network,
             endpoints: Vec::new(),
             peers: Vec::new(),
+            usage: Vec::new(),
         })),
         _ => Err(unexpected()),
     }
@@ -122,10 +128,18 @@ fn shown(details: NetworkDetails) -> Network {
             .subnets
             .into_iter()
             .map(|subnet| Subnet {
+                usage: details
+                    .usage
+                    .iter()
+                    .find(|usage| usage.net == subnet.net)
+                    .map(usage_shown),
                 subnet: subnet.net,
                 gateway: subnet.gateway,
+                ip_range: subnet.ip_range,
+                aux_addresses: subnet.aux_addresses,
             })
             .collect(),
+        addressing: network.addressing,
         flood: network.flood,
         created: network.created,
         labels: network.labels,
@@ -153,6 +167,22 @@ fn shown(details: NetworkDetails) -> Network {
                 vtep: peer.info.vtep,
             })
             .collect(),
+    }
+}
+
+fn usage_shown(usage: &SubnetUsage) -> Usage {
+    let SubnetUsage {
+        in_use,
+        resting,
+        set_aside,
+        free,
+        ..
+    } = *usage;
+    Usage {
+        in_use,
+        resting,
+        set_aside,
+        free,
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
-use control::{Endpoint, Epoch, HostId, Network, Token};
+use control::{AddressPool, Endpoint, Epoch, HostId, Network, Token};
 use serde::{Deserialize, Serialize};
 use vtep::datapath::Backend;
 use vtep::{MacAddr, Vni};
@@ -55,6 +55,9 @@ pub(crate) struct Membership {
     pub(crate) port: u16,
     /// MTU of the underlay link in bytes.
     pub(crate) link_mtu: u16,
+    /// On a manager: the address pools that `init` was given.
+    #[serde(default)]
+    pub(crate) pools: Vec<AddressPool>,
 }
 
 /// A token does not turn into JSON by itself, lest it be shown by accident.

@@ -9,6 +9,7 @@ pub(crate) mod container;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use control::{AddressPool, Addressing};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,8 @@ pub(crate) struct Init {
     pub(crate) advertise: Option<IpAddr>,
     /// UDP port of VXLAN and TCP port of control.
     pub(crate) port: Option<u16>,
+    /// Where subnets come from that nobody asks for by number; none: as this host's configuration says.
+    pub(crate) pools: Vec<AddressPool>,
 }
 
 /// How to make this host one of an existing cluster.
@@ -142,12 +145,22 @@ pub(crate) struct Joined {
 }
 
 /// A network to create.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct NetworkCreate {
     /// Its name.
     pub(crate) name: String,
-    /// Its subnets; none: the next free /24 of 10.0.0.0/8.
+    /// Its subnets; none: the next free one of the cluster's address pools.
     pub(crate) subnets: Vec<IpNet>,
+    /// Where addresses come from that nobody asks for by number.
+    pub(crate) ip_ranges: Vec<IpNet>,
+    /// Gateways.
+    pub(crate) gateways: Vec<IpAddr>,
+    /// Addresses that no container gets, by name.
+    pub(crate) aux_addresses: Vec<(String, IpAddr)>,
+    /// Whether an IPv6 subnet comes from the pools where none is given.
+    pub(crate) ipv6: bool,
+    /// How addresses are given.
+    pub(crate) addressing: Addressing,
     /// Its VNI; none: the next free one from 4096.
     pub(crate) vni: Option<u32>,
     /// Its MTU in bytes; none: as large as the hosts' links allow.
@@ -194,6 +207,8 @@ pub(crate) struct Network {
     pub(crate) mtu: u16,
     /// Its subnets.
     pub(crate) subnets: Vec<Subnet>,
+    /// How MAC addresses are made, and how long a freed address rests.
+    pub(crate) addressing: Addressing,
     /// Whether broadcast and unknown destinations are flooded.
     pub(crate) flood: bool,
     /// Seconds since 1970.
@@ -213,6 +228,25 @@ pub(crate) struct Subnet {
     pub(crate) subnet: IpNet,
     /// The address that answers for the network itself.
     pub(crate) gateway: IpAddr,
+    /// Where addresses come from that nobody asks for by number; none: from all of it.
+    pub(crate) ip_range: Option<IpNet>,
+    /// Addresses that no container gets, by name.
+    pub(crate) aux_addresses: BTreeMap<String, IpAddr>,
+    /// How full it is.
+    pub(crate) usage: Option<Usage>,
+}
+
+/// How full a subnet is, of the addresses that can be handed out unasked.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Usage {
+    /// Held by containers.
+    pub(crate) in_use: u64,
+    /// Freed a short while ago.
+    pub(crate) resting: u64,
+    /// Promised to hosts.
+    pub(crate) set_aside: u64,
+    /// To be had now.
+    pub(crate) free: u64,
 }
 
 /// One container's place in a network.

@@ -1,7 +1,10 @@
 //! `towline network`: with the words and columns of `docker network`.
 
+mod options;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -10,6 +13,7 @@ use ipnet::IpNet;
 use super::refused::not_built;
 use super::{Context, output};
 use crate::api::{NetworkCreate, Request, Response};
+use options::Options;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -76,10 +80,28 @@ pub(crate) struct CreateArgs {
     /// The kind of network; only 'overlay' exists
     #[arg(short, long, default_value = "overlay")]
     driver: String,
-    /// A subnet in CIDR form; once per subnet, IPv4 or IPv6
-    /// [default: the next free /24 of 10.0.0.0/8]
+    /// A subnet in CIDR form; once per subnet, IPv4 or IPv6; 0.0.0.0/27 is any free /27
+    /// [default: the next free one of the cluster's address pools]
     #[arg(long, value_name = "CIDR")]
     subnet: Vec<String>,
+    /// The part of a subnet that addresses come from which nobody asks for by number; at most one per subnet
+    /// [default: all of it]
+    #[arg(long, value_name = "CIDR")]
+    ip_range: Vec<String>,
+    /// The gateway's address; at most one per subnet [default: its first address]
+    #[arg(long, value_name = "ADDRESS")]
+    gateway: Vec<IpAddr>,
+    /// An address that no container gets, NAME=ADDRESS; once per address
+    #[arg(long, value_name = "NAME=ADDRESS")]
+    aux_address: Vec<String>,
+    /// Add an IPv6 subnet from the cluster's address pools where no --subnet is one
+    #[arg(long)]
+    ipv6: bool,
+    /// A setting, KEY=VALUE; once per setting. mac=docker makes MAC addresses of the IPv4 address alone
+    /// [default: mac=epoch, new ones for a reused address]; address-rest=SECONDS is how long a freed
+    /// address rests [default: 10]
+    #[arg(short, long, value_name = "KEY=VALUE", verbatim_doc_comment)]
+    opt: Vec<String>,
     /// The VXLAN network identifier, 1 to 16777215 [default: the next free one from 4096]
     #[arg(long)]
     vni: Option<u32>,
@@ -113,19 +135,9 @@ struct RefusedOptions {
     #[arg(long, hide = true)]
     ingress: bool,
     #[arg(long, hide = true)]
-    ipv6: bool,
-    #[arg(long, hide = true)]
-    gateway: Vec<String>,
-    #[arg(long, hide = true)]
-    ip_range: Vec<String>,
-    #[arg(long, hide = true)]
-    aux_address: Vec<String>,
-    #[arg(long, hide = true)]
     ipam_driver: Option<String>,
     #[arg(long, hide = true)]
     ipam_opt: Vec<String>,
-    #[arg(short, long, hide = true)]
-    opt: Vec<String>,
     #[arg(long, hide = true)]
     scope: Option<String>,
     #[arg(long, hide = true)]
@@ -145,25 +157,8 @@ impl RefusedOptions {
                 "run the underlay over a network you trust",
             ),
             (self.ingress, "--ingress", leave_it_out),
-            (self.ipv6, "--ipv6", "give an IPv6 --subnet instead"),
-            (
-                !self.gateway.is_empty(),
-                "--gateway",
-                "the first address of each subnet is the gateway's",
-            ),
-            (
-                !self.ip_range.is_empty(),
-                "--ip-range",
-                "give a smaller --subnet",
-            ),
-            (!self.aux_address.is_empty(), "--aux-address", leave_it_out),
             (self.ipam_driver.is_some(), "--ipam-driver", leave_it_out),
             (!self.ipam_opt.is_empty(), "--ipam-opt", leave_it_out),
-            (
-                !self.opt.is_empty(),
-                "--opt",
-                "use --mtu and --vni for what they are for",
-            ),
             (
                 self.scope.is_some(),
                 "--scope",
@@ -223,11 +218,25 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
     let subnets = args
         .subnet
         .iter()
-        .map(|text| subnet(text))
+        .map(|text| prefix("subnet", text))
         .collect::<anyhow::Result<_>>()?;
+    let options = Options::parse(&args.opt)?;
     let request = Request::NetworkCreate(NetworkCreate {
         name: args.name,
         subnets,
+        ip_ranges: args
+            .ip_range
+            .iter()
+            .map(|text| prefix("ip-range", text))
+            .collect::<anyhow::Result<_>>()?,
+        gateways: args.gateway,
+        aux_addresses: args
+            .aux_address
+            .iter()
+            .map(|text| aux_address(text))
+            .collect::<anyhow::Result<_>>()?,
+        ipv6: args.ipv6,
+        addressing: options.addressing,
         vni: args.vni,
         mtu: args.mtu,
         flood: !args.no_flood,
@@ -247,15 +256,22 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
     }
 }
 
-/// A subnet as an operator writes it; one with host bits set is refused as Docker does.
-fn subnet(text: &str) -> anyhow::Result<IpNet> {
+/// A prefix as an operator writes it; one with host bits set is refused as Docker does.
+fn prefix(what: &str, text: &str) -> anyhow::Result<IpNet> {
     let net: IpNet = text.parse().map_err(|_| {
-        anyhow::anyhow!("invalid subnet '{text}': it should look like 10.0.9.0/24 or fd00:9::/64")
+        anyhow::anyhow!("invalid {what} '{text}': it should look like 10.0.9.0/24 or fd00:9::/64")
     })?;
     if net != net.trunc() {
-        anyhow::bail!("invalid subnet {text}: it should be {}", net.trunc());
+        anyhow::bail!("invalid {what} {text}: it should be {}", net.trunc());
     }
     Ok(net)
+}
+
+fn aux_address(text: &str) -> anyhow::Result<(String, IpAddr)> {
+    let invalid =
+        || anyhow::anyhow!("invalid aux-address '{text}': it should look like router=10.0.9.5");
+    let (name, ip) = text.split_once('=').ok_or_else(invalid)?;
+    Ok((name.to_owned(), ip.parse().map_err(|_| invalid())?))
 }
 
 fn label(text: &str) -> anyhow::Result<(String, String)> {
@@ -351,6 +367,7 @@ mod tests {
 
     #[test]
     fn a_subnet_with_host_bits_is_named_with_what_it_should_be() {
+        let subnet = |text| prefix("subnet", text);
         let error = subnet("10.0.1.1/24").expect_err("host bits");
         assert_eq!(
             error.to_string(),
@@ -358,6 +375,16 @@ mod tests {
         );
         assert!(subnet("10.0.1.0").is_err());
         assert!(subnet("fd00:9::/64").is_ok());
+    }
+
+    #[test]
+    fn auxiliary_addresses_are_name_and_address() {
+        let router = aux_address("router=10.0.9.5").expect("an aux-address");
+        assert_eq!(router, ("router".into(), [10, 0, 9, 5].into()));
+        for bad in ["router", "router=", "router=10.0.9", "=10.0.9.5=1"] {
+            let error = aux_address(bad).expect_err(bad).to_string();
+            assert!(error.contains("should look like"), "{error}");
+        }
     }
 
     #[test]
