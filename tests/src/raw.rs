@@ -71,7 +71,7 @@ impl Rig {
     pub fn with(setup: Setup, outer: Outer, options: Options) -> Self {
         let pair = Pair::new().without_offloads();
         let datapath = (setup.start_with)((*pair.a).clone(), outer.vtep(1), options)
-            .unwrap_or_else(|error| panic!("{error}"));
+            .unwrap_or_else(|error| panic!("{error}: {error:?}"));
         let endpoint = |number| Endpoint {
             mtu: outer.mtu(),
             ..Endpoint::new(VNI, number)
