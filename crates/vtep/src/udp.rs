@@ -51,16 +51,12 @@ impl UdpUnderlay {
     /// Makes the sockets of `workers` workers in the calling thread's network namespace: all receive on
     /// `vtep`, `port`, and share one set of send sockets.
     ///
-    /// First the port is bound plainly: a second program that also sets `SO_REUSEPORT` would otherwise
-    /// share it in silence.
-    ///
     /// # Errors
     /// What the kernel says to one of the steps; `AddrInUse` when somebody has the port ([`find_holder`]
     /// says who), `AddrNotAvailable` when `vtep` is no address of this host.
     pub fn open(vtep: IpAddr, port: u16, workers: usize) -> io::Result<Vec<Self>> {
-        drop(bind(SocketAddr::new(vtep, port), false)?);
         let send = Arc::new(SendSockets::open(vtep)?);
-        Self::open_receivers(vtep, port, workers, &send)
+        Self::reopen(vtep, port, workers, &send)
     }
 
     /// As [`Self::open`], with send sockets that are there already: for another port of the same address.
@@ -73,21 +69,14 @@ impl UdpUnderlay {
         workers: usize,
         send: &Arc<SendSockets>,
     ) -> io::Result<Vec<Self>> {
-        drop(bind(SocketAddr::new(vtep, port), false)?);
-        Self::open_receivers(vtep, port, workers, send)
-    }
-
-    fn open_receivers(
-        vtep: IpAddr,
-        port: u16,
-        workers: usize,
-        send: &Arc<SendSockets>,
-    ) -> io::Result<Vec<Self>> {
-        (0..workers.max(1))
-            .map(|_| {
-                let receive = ReceiveSocket::open(SocketAddr::new(vtep, port))?;
+        let address = SocketAddr::new(vtep, port);
+        let first = std::iter::once_with(|| ReceiveSocket::open(address));
+        let others = (1..workers).map(|_| ReceiveSocket::open_another(address));
+        first
+            .chain(others)
+            .map(|receive| {
                 Ok(Self {
-                    receive: Arc::new(receive),
+                    receive: Arc::new(receive?),
                     send: Arc::clone(send),
                 })
             })

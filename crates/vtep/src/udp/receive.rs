@@ -30,9 +30,23 @@ pub struct ReceiveSocket {
 }
 
 impl ReceiveSocket {
-    /// Binds a socket that shares `address` with the other workers'.
+    /// Binds the first socket on `address`; `AddrInUse` when anybody has it.
+    ///
+    /// It is bound plainly and shared afterwards: with `SO_REUSEPORT` from the start a second program that sets it, too,
+    /// would share the port in silence. A plain bind of another socket before this one would leave a gap, and a process that
+    /// is just being started holds a copy of what is closed here until it runs its program.
     pub(super) fn open(address: SocketAddr) -> io::Result<Self> {
-        let socket = bind(address, true)?;
+        let socket = bind(address, false)?;
+        socket.set_reuse_port(true)?;
+        Self::prepare(socket, address)
+    }
+
+    /// Binds a further socket that shares the first one's address.
+    pub(super) fn open_another(address: SocketAddr) -> io::Result<Self> {
+        Self::prepare(bind(address, true)?, address)
+    }
+
+    fn prepare(socket: Socket, address: SocketAddr) -> io::Result<Self> {
         // The forced size needs CAP_NET_ADMIN; without it the kernel's limit (net.core.rmem_max) rules.
         if set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
             socket.set_recv_buffer_size(BUFFER_BYTES)?;
@@ -283,6 +297,30 @@ mod tests {
             assert_eq!(bufs[0].from, sender.local_addr().unwrap());
             assert_eq!(bufs[0].class, 0b1011_1011);
         }
+    }
+
+    #[test]
+    fn the_first_socket_takes_the_port_and_shares_it_with_the_others() {
+        let first = ReceiveSocket::open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = first.socket.local_addr().unwrap().as_socket().unwrap();
+        let second = ReceiveSocket::open_another(address).unwrap();
+        let taken = ReceiveSocket::open(address).err().unwrap();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        // The kernel spreads flows over both, also over the one that was not shared when it was bound.
+        let senders: Vec<_> = (0..64)
+            .map(|_| UdpSocket::bind("127.0.0.1:0").unwrap())
+            .collect();
+        for sender in &senders {
+            sender.send_to(b"x", address).unwrap();
+        }
+        // A datagram over the loopback has arrived when its sending returns.
+        let mut bufs: Vec<_> = std::iter::repeat_with(DatagramBuf::new).take(64).collect();
+        let (one, other) = (
+            first.recv(&mut bufs).unwrap(),
+            second.recv(&mut bufs).unwrap(),
+        );
+        assert!(one > 0 && other > 0, "{one} and {other}");
+        assert_eq!(one + other, senders.len());
     }
 
     #[test]
