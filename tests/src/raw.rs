@@ -22,7 +22,7 @@ use vtep::vxlan::DEFAULT_PORT;
 use crate::frames::{Checksum, Datagram, Seen, Udp, ether_of, vxlan};
 use crate::packet::PacketSocket;
 use crate::wire::{Endpoint, Options, Outer, Pair, Setup, netlink};
-use crate::{TestNetns, wait_until};
+use crate::{TestNetns, try_sh, wait_until};
 
 /// How long anything may take, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,6 +70,12 @@ impl Rig {
     #[must_use]
     pub fn with(setup: Setup, outer: Outer, options: Options) -> Self {
         let pair = Pair::new().without_offloads();
+        // A new link's IPv6 addresses are reached only some time after it came up.
+        let vtep = outer.vtep(1);
+        wait_until("the underlay carries packets", PATIENCE, || {
+            let ping = try_sh(&pair.b, &format!("ping -c 1 -W 1 -q {vtep}"));
+            ping.status.success()
+        });
         let datapath = (setup.start_with)((*pair.a).clone(), outer.vtep(1), options)
             .unwrap_or_else(|error| panic!("{error}: {error:?}"));
         let endpoint = |number| Endpoint {

@@ -378,7 +378,7 @@ fn fragments_are_whole_again_or_nothing(setup: Setup) {
     // One that lies over another (RFC 5722's attack, here over IPv4): the kernel gives the whole datagram up.
     let pieces = fragments(&rig.carry(&large(1400)).packet(), 3000, 512);
     let mut over = pieces[1].clone();
-    over[6..8].copy_from_slice(&(0x2000 | (512 - 64) / 8u16).to_be_bytes());
+    over[6..8].copy_from_slice(&(0x2000 | ((512 - 64) / 8u16)).to_be_bytes());
     complete_ipv4(&mut over);
     for piece in [&pieces[0], &over, &pieces[1], &pieces[2]] {
         rig.on_link(0x0800, piece);
