@@ -25,6 +25,7 @@ use serde::Serialize;
 pub use crate::capture::{Capture, CaptureFilter};
 pub use crate::edge::TapFeatures;
 use crate::fdb::{Change, PortId, Tables};
+use crate::paths::{Paths, Reports};
 pub use crate::probe::{Nonce, ProbeSeen, ProbeWatch};
 use crate::stats::Counters;
 pub use crate::tap::Backend;
@@ -151,6 +152,9 @@ pub trait Datapath: Send + Sync {
     /// Waits for probes with this nonce, until the watch is dropped.
     fn expect_probe(&self, nonce: Nonce) -> ProbeWatch;
 
+    /// What is known of the paths to other hosts; what is written there counts from the next frame on.
+    fn paths(&self) -> &Paths;
+
     /// How it is set up, for people and programs to read.
     fn status(&self) -> DatapathStatus;
 }
@@ -172,6 +176,8 @@ pub struct DatapathStatus {
     pub segments_max: usize,
     /// Whether the kernel merges datagrams on receipt (`UDP_GRO`).
     pub merges_datagrams: bool,
+    /// What was said about the paths to other hosts.
+    pub path_reports: Reports,
     /// What its ports can do, by backend.
     pub backends: Vec<BackendStatus>,
 }

@@ -22,7 +22,7 @@ use crate::neighbor::{self, Outcome};
 use crate::settings::{Dscp, Vlan};
 use crate::stats::DropReason;
 use crate::vxlan::Header;
-use crate::{MacAddr, Vni};
+use crate::{MacAddr, Vni, too_big};
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +95,15 @@ impl Default for Settings {
 pub struct Engine {
     settings: Settings,
     budgets: HashMap<PortId, Budget, RandomState>,
+    /// What ports may yet be told about frames that are too big; one token is one error.
+    errors: HashMap<PortId, Budget, RandomState>,
     answer: Vec<u8>,
 }
+
+/// "Too big" errors a second, and at once, that one port gets from one worker: a kernel remembers what it is told for each of
+/// its peers, so that honest ones need few.
+const ERROR_RATE: f64 = 100.0;
+const ERROR_BURST: f64 = 100.0;
 
 /// A token bucket; one token is one copy of a flooded frame.
 struct Budget {
@@ -112,6 +119,7 @@ impl Engine {
         Self {
             settings,
             budgets: HashMap::default(),
+            errors: HashMap::default(),
             answer: Vec::with_capacity(crate::frame::MAX_FRAME),
         }
     }
@@ -164,6 +172,28 @@ impl Engine {
     #[must_use]
     pub fn answer(&self) -> &[u8] {
         &self.answer
+    }
+
+    /// Tells the container behind `port` that no more than `mtu` bytes of IP packet pass to where it sent `frame`; `quoted` is as
+    /// [`too_big::answer`] takes it. Says how long [`Self::answer`] is; `None` when there is nothing to tell, or was too much.
+    pub fn refuse(
+        &mut self,
+        tables: &Tables,
+        port: PortId,
+        frame: &[u8],
+        quoted: [&[u8]; 2],
+        mtu: u16,
+        now: Instant,
+    ) -> Option<usize> {
+        let port = tables.port(port)?;
+        self.answer.clear();
+        if !too_big::answer(frame, quoted, mtu, port.mac, &mut self.answer) {
+            return None;
+        }
+        let budget = budget(&mut self.errors, tables, port.id, ERROR_BURST, now);
+        budget
+            .take(1.0, ERROR_RATE, ERROR_BURST, now)
+            .then_some(self.answer.len())
     }
 
     fn decide_for_frame<'t>(
@@ -224,30 +254,12 @@ impl Engine {
     ) -> Result<Verdict<'t>, DropReason> {
         let (ports, remotes) = (network.ports(), network.flood_remotes());
         let burst = f64::from(self.settings.flood_burst);
-        if !self.budgets.contains_key(&port.id) {
-            // Ports come and go; budgets of those gone are forgotten when there are twice as many as ports.
-            if self.budgets.len() > 2 * tables.ports().count() {
-                self.budgets.retain(|id, _| tables.port(*id).is_some());
-            }
-            self.budgets.insert(
-                port.id,
-                Budget {
-                    copies: burst,
-                    at: now,
-                },
-            );
-        }
-        if let Some(budget) = self.budgets.get_mut(&port.id) {
-            let copies = u32::try_from(remotes.len() + ports.len().saturating_sub(1))
-                .map_or(f64::INFINITY, f64::from);
-            if !budget.take(
-                copies.min(burst),
-                f64::from(self.settings.flood_rate),
-                burst,
-                now,
-            ) {
-                return Err(DropReason::FloodLimit);
-            }
+        let copies = u32::try_from(remotes.len() + ports.len().saturating_sub(1))
+            .map_or(f64::INFINITY, f64::from);
+        let rate = f64::from(self.settings.flood_rate);
+        let budget = budget(&mut self.budgets, tables, port.id, burst, now);
+        if !budget.take(copies.min(burst), rate, burst, now) {
+            return Err(DropReason::FloodLimit);
         }
         Ok(Verdict::Flood {
             vni: port.vni,
@@ -255,6 +267,24 @@ impl Engine {
             remotes,
         })
     }
+}
+
+/// A port's bucket, full when it is new.
+fn budget<'b>(
+    budgets: &'b mut HashMap<PortId, Budget, RandomState>,
+    tables: &Tables,
+    port: PortId,
+    burst: f64,
+    now: Instant,
+) -> &'b mut Budget {
+    // Ports come and go; budgets of those gone are forgotten when there are twice as many as ports.
+    if !budgets.contains_key(&port) && budgets.len() > 2 * tables.ports().count() {
+        budgets.retain(|id, _| tables.port(*id).is_some());
+    }
+    budgets.entry(port).or_insert(Budget {
+        copies: burst,
+        at: now,
+    })
 }
 
 impl Budget {

@@ -12,6 +12,7 @@
 //! - [`edge`] has the two seams, [`edge::Tap`] and [`edge::Underlay`]; [`tap`] and [`udp`] are the only files that
 //!   call the kernel for packets, and `testing` has a twin in memory for each.
 //! - [`worker`] joins an engine with its edges on one thread; [`datapath`] starts the workers and creates ports.
+//! - [`paths`] knows what the way to each host carries where that is less than the link does; [`too_big`] tells containers.
 //! - [`stats`] names every reason to drop and counts it.
 //!
 //! This crate does not know managers, containers, Docker, NAT or names: whoever uses it hands it tables.
@@ -26,11 +27,13 @@ pub mod fdb;
 pub mod flow;
 pub mod frame;
 pub mod guard;
+mod icmp;
 pub mod ip;
 mod mac;
 pub mod nd;
 pub mod neighbor;
 pub mod offload;
+pub mod paths;
 pub mod probe;
 pub mod settings;
 mod sharded;
@@ -38,6 +41,7 @@ pub mod stats;
 pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod too_big;
 pub mod traffic_class;
 pub mod udp;
 mod vni;

@@ -1,9 +1,9 @@
 //! IPv6 neighbour discovery (RFC 4861), as far as a VTEP must read it to answer it and to guard it.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use crate::MacAddr;
-use crate::ethernet;
+use crate::icmp;
 use crate::ip::{Fragment, Malformed, Packet, protocol, pseudo_header_sum};
 use crate::offload::checksum::{fold, sum};
 
@@ -153,14 +153,15 @@ pub fn emit_advertisement(
     body[8..24].copy_from_slice(&target.octets());
     body[24..26].copy_from_slice(&[OPTION_TARGET_MAC, 1]);
     body[26..].copy_from_slice(&mac.octets());
-    emit_icmpv6(
+    let written = icmp::emit_v6(
         (target, mac),
         (to, to_mac),
         255,
         NEIGHBOR_ADVERTISEMENT,
-        &body,
+        &[&body],
         out,
     );
+    debug_assert!(written, "32 bytes fit a packet");
 }
 
 /// Appends the frame that answers an echo request (RFC 4443 §4.2): its body with another type.
@@ -180,47 +181,7 @@ pub(crate) fn emit_echo_reply(
     if fold(pseudo + sum(request.body)) != 0xffff {
         return false;
     }
-    emit_icmpv6(from, to, hop_limit, ECHO_REPLY, request.body, out);
-    true
-}
-
-/// Appends a frame with an ICMPv6 message: `body` with its type replaced by `kind` and its checksum filled in.
-fn emit_icmpv6(
-    (source, source_mac): (Ipv6Addr, MacAddr),
-    (destination, destination_mac): (Ipv6Addr, MacAddr),
-    hop_limit: u8,
-    kind: u8,
-    body: &[u8],
-    out: &mut Vec<u8>,
-) {
-    let header = etherparse::Ipv6Header {
-        payload_length: u16::try_from(body.len())
-            .expect("invariant: a body comes from an IPv6 packet or has 32 bytes"),
-        next_header: etherparse::IpNumber(protocol::ICMPV6),
-        hop_limit,
-        source: source.octets(),
-        destination: destination.octets(),
-        ..Default::default()
-    };
-    out.extend_from_slice(&ethernet::emit(
-        destination_mac,
-        source_mac,
-        ethernet::TYPE_IPV6,
-    ));
-    out.extend_from_slice(&header.to_bytes());
-    let at = out.len();
-    out.extend_from_slice(body);
-    let body = &mut out[at..];
-    body[0] = kind;
-    body[2..4].fill(0);
-    let pseudo = pseudo_header_sum(
-        IpAddr::V6(source),
-        IpAddr::V6(destination),
-        protocol::ICMPV6,
-        body.len(),
-    );
-    let checksum = !fold(pseudo + sum(body));
-    body[2..4].copy_from_slice(&checksum.to_be_bytes());
+    icmp::emit_v6(from, to, hop_limit, ECHO_REPLY, &[request.body], out)
 }
 
 #[cfg(test)]
@@ -275,7 +236,7 @@ pub(crate) mod tests {
         body: &[u8],
     ) -> Vec<u8> {
         let mut out = Vec::new();
-        emit_icmpv6(from, to, 255, body[0], body, &mut out);
+        icmp::emit_v6(from, to, 255, body[0], &[body], &mut out);
         out
     }
 

@@ -6,13 +6,11 @@
 
 use std::net::IpAddr;
 
-use etherparse::{IpNumber, Ipv4Header};
-
 use crate::MacAddr;
 use crate::arp::Arp;
-use crate::ethernet;
 use crate::fdb::{Network, Port};
 use crate::guard::{Contents, is_own};
+use crate::icmp;
 use crate::ip::{Fragment, Packet, link_local, protocol};
 use crate::nd::{self, Message};
 use crate::offload::checksum::{fold, sum};
@@ -20,6 +18,8 @@ use crate::stats::DropReason;
 
 /// TTL and hop limit of an echo reply.
 const HOP_LIMIT: u8 = 64;
+/// ICMP's type of an echo reply (RFC 792).
+const ECHO_REPLY: u8 = 0;
 
 /// What becomes of a frame that may be a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,32 +101,10 @@ pub fn answer_for_gateway(
             if fold(sum(packet.body)) != 0xffff {
                 return Outcome::Dropped(DropReason::Malformed);
             }
-            let Ok(len) = u16::try_from(packet.body.len()) else {
+            let (from, to) = ((gateway, config.gateway_mac), (source, port.mac));
+            if !icmp::emit_v4(from, to, HOP_LIMIT, ECHO_REPLY, &[packet.body], out) {
                 return NOT_FOR_ME;
-            };
-            let Ok(mut header) = Ipv4Header::new(
-                len,
-                HOP_LIMIT,
-                IpNumber::ICMP,
-                gateway.octets(),
-                source.octets(),
-            ) else {
-                return NOT_FOR_ME;
-            };
-            header.header_checksum = header.calc_header_checksum();
-            out.extend_from_slice(&ethernet::emit(
-                port.mac,
-                config.gateway_mac,
-                ethernet::TYPE_IPV4,
-            ));
-            out.extend_from_slice(&header.to_bytes());
-            let at = out.len();
-            out.extend_from_slice(packet.body);
-            let body = &mut out[at..];
-            body[0] = 0;
-            body[2..4].fill(0);
-            let checksum = !fold(sum(body));
-            body[2..4].copy_from_slice(&checksum.to_be_bytes());
+            }
             Outcome::Answered
         }
         (IpAddr::V6(source), IpAddr::V6(gateway), protocol::ICMPV6, [128, 0, _, _, ..]) => {

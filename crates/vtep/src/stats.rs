@@ -180,6 +180,8 @@ counters! {
     floods,
     /// ARP, ND and echo answers made here.
     answers,
+    /// Containers told that a packet is too big for its path.
+    too_big_answers,
 }
 
 impl WorkerCounters {

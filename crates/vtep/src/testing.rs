@@ -16,6 +16,7 @@ use crate::edge::{
 };
 use crate::flow;
 use crate::frame::{DatagramBuf, FrameBuf, MAX_FRAME, MAX_PAYLOAD};
+use crate::paths::{PathListener, PathReport};
 use crate::traffic_class;
 
 /// What the wire does to datagrams. The default is a perfect wire.
@@ -31,8 +32,12 @@ pub struct Faults {
     pub jitter: Duration,
     /// Marks every datagram as having met congestion (ECN field 3).
     pub congested: bool,
-    /// The largest IP packet that is carried, in bytes.
+    /// The largest IP packet that the link carries, in bytes: a larger one is refused where it is sent.
     pub mtu: u16,
+    /// A router on the way carries no more than this: a larger packet is lost there.
+    pub path_mtu: Option<u16>,
+    /// The router says so (RFC 1191 §4), quoting what RFC 1812 §4.3.2.3 has it quote.
+    pub icmp: bool,
     /// The receiver finds datagrams that follow each other from one sender, of one size, in one buffer, as with `UDP_GRO`.
     pub merge: bool,
 }
@@ -46,6 +51,8 @@ impl Default for Faults {
             jitter: Duration::ZERO,
             congested: false,
             mtu: 1500,
+            path_mtu: None,
+            icmp: false,
             merge: false,
         }
     }
@@ -131,6 +138,7 @@ impl Wire {
         MemoryUnderlay {
             wire: self.clone(),
             addr,
+            listener: None,
         }
     }
 
@@ -229,9 +237,30 @@ impl WireState {
 pub struct MemoryUnderlay {
     wire: Wire,
     addr: SocketAddr,
+    listener: Option<Arc<dyn PathListener>>,
 }
 
+/// What an ICMP error quotes of a UDP payload: 576 bytes less its own headers and those that it quotes.
+const QUOTED: usize = 576 - 20 - 8 - 20 - 8;
+
 impl MemoryUnderlay {
+    /// Has somebody told what the link and routers say about sizes.
+    pub fn set_listener(&mut self, listener: Arc<dyn PathListener>) {
+        self.listener = Some(listener);
+    }
+
+    fn tell(&self, to: SocketAddr, mtu: u16, local: bool, payload: &[u8], now: Instant) {
+        if let Some(listener) = &self.listener {
+            let report = PathReport {
+                to,
+                mtu: mtu.into(),
+                local,
+                quoted: &payload[..payload.len().min(QUOTED)],
+            };
+            listener.told(&report, now);
+        }
+    }
+
     /// Bytes of IP and UDP headers before a payload to `to`.
     const fn headers(to: SocketAddr) -> usize {
         match to {
@@ -298,11 +327,19 @@ impl Underlay for MemoryUnderlay {
             let from = SocketAddr::new(self.addr.ip(), 49_152 + index);
             // Each is judged for itself, as when the kernel refuses to cut and they are sent one by one.
             for payload in payload.chunks(segment) {
-                if payload.len() + Self::headers(datagram.to) > usize::from(state.faults.mtu) {
+                let (len, faults) = (payload.len() + Self::headers(datagram.to), state.faults);
+                if len > usize::from(faults.mtu) {
+                    self.tell(datagram.to, faults.mtu, true, &[], state.now);
                     report.refuse(place, 1, Refusal::TooBig);
                     continue;
                 }
                 report.sent += 1;
+                if let Some(mtu) = faults.path_mtu.filter(|mtu| len > usize::from(*mtu)) {
+                    if faults.icmp {
+                        self.tell(datagram.to, mtu, false, payload, state.now);
+                    }
+                    continue;
+                }
                 state.carry(Seen {
                     from,
                     to: datagram.to,

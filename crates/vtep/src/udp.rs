@@ -9,13 +9,14 @@
 //! - Each worker reads its own socket; the kernel spreads senders' flows over them.
 //! - A datagram leaves by the send socket its inner flow's hash names, so one flow keeps one source port
 //!   whichever worker carries it (RFC 7348 §5), and switches on the way can spread flows.
-//! - Don't-fragment is set on all of them (RFC 7348 §4.3): what the path doesn't carry is refused and
-//!   counted, never cut.
+//! - Don't-fragment is set on all of them (RFC 7348 §4.3): what the link doesn't carry is refused and counted, what a path doesn't
+//!   carry is dropped there; nothing is ever cut.
 //!
 //! What this module does *not* do: look into a payload, or know networks.
 
 #![allow(unsafe_code)]
 
+mod errors;
 mod holder;
 mod message;
 mod receive;
@@ -31,7 +32,9 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::edge::{Datagram, SendReport, Underlay};
 use crate::frame::DatagramBuf;
+use crate::paths::PathListener;
 
+pub use errors::ErrorWatch;
 pub use holder::{PortHolder, find_holder};
 
 pub use receive::ReceiveSocket;
@@ -49,13 +52,18 @@ pub struct UdpUnderlay {
 
 impl UdpUnderlay {
     /// Makes the sockets of `workers` workers in the calling thread's network namespace: all receive on
-    /// `vtep`, `port`, and share one set of send sockets.
+    /// `vtep`, `port`, and share one set of send sockets. `listener` is told what is said about the paths that they send on.
     ///
     /// # Errors
     /// What the kernel says to one of the steps; `AddrInUse` when somebody has the port ([`find_holder`]
     /// says who), `AddrNotAvailable` when `vtep` is no address of this host.
-    pub fn open(vtep: IpAddr, port: u16, workers: usize) -> io::Result<Vec<Self>> {
-        let send = Arc::new(SendSockets::open(vtep)?);
+    pub fn open(
+        vtep: IpAddr,
+        port: u16,
+        workers: usize,
+        listener: Arc<dyn PathListener>,
+    ) -> io::Result<Vec<Self>> {
+        let send = Arc::new(SendSockets::open(vtep, listener)?);
         Self::reopen(vtep, port, workers, &send)
     }
 
@@ -147,14 +155,17 @@ fn switch_on(socket: &Socket, level: libc::c_int, option: libc::c_int) -> io::Re
     }
 }
 
-/// Sets DF on what the socket sends, and makes it refuse what the path doesn't carry.
+/// Sets DF on what the socket sends, and makes it refuse what the link doesn't carry.
+///
+/// `PROBE` and not `DO`: the kernel believes any ICMP error that names a source port of ours, and would refuse what the path carries
+/// for ten minutes. Which errors are believed is [`crate::paths`]' to decide, and probes must be able to try a larger size.
 fn forbid_fragments(socket: &Socket, vtep: IpAddr) -> io::Result<()> {
     use rustix::net::sockopt::{
         Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
     };
     match vtep {
-        IpAddr::V4(_) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?,
-        IpAddr::V6(_) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?,
+        IpAddr::V4(_) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?,
+        IpAddr::V6(_) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?,
     }
     Ok(())
 }

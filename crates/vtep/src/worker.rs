@@ -21,6 +21,7 @@ mod ledger;
 mod outward;
 mod sends;
 mod thread;
+mod too_big;
 mod wait;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::engine::{Engine, Settings};
 use crate::fdb::{PortId, SharedTables, Tables};
 use crate::frame::{DatagramBuf, FrameBuf};
 use crate::offload::coalesce::Coalescer;
+use crate::paths::Paths;
 use crate::probe::ProbeRegistry;
 use crate::stats::WorkerCounters;
 use crate::tap::Backend;
@@ -57,6 +59,8 @@ pub struct WorkerConfig {
     pub captures: Arc<CaptureHub>,
     /// Which probes are expected.
     pub probes: Arc<ProbeRegistry>,
+    /// What the paths to other hosts carry.
+    pub paths: Arc<Paths>,
     /// What can be set in the engine.
     pub settings: Settings,
     /// Which of the datapath's workers it is, from 0: its cell of each [`crate::stats::Meter`].
@@ -71,6 +75,7 @@ impl WorkerConfig {
             tables,
             captures: Arc::default(),
             probes: Arc::default(),
+            paths: Arc::default(),
             settings: Settings::default(),
             index: 0,
         }

@@ -289,9 +289,7 @@ fn loss_reordering_and_duplication_change_no_frame() {
         duplication: 0.1,
         delay,
         jitter,
-        mtu: 1500,
-        congested: false,
-        merge: false,
+        ..Faults::default()
     });
     let frames: Vec<_> = (0..500_u16)
         .map(|number| udp(1, 2, &number.to_be_bytes()))

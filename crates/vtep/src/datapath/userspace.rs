@@ -15,10 +15,11 @@ use crate::capture::{Capture, CaptureFilter, CaptureHub};
 use crate::edge::{Datagram, OuterFields, TapFeatures};
 use crate::engine::Settings;
 use crate::fdb::{Change, Port, PortId, SharedTables, TableWriter, Tables};
+use crate::paths::{PathMonitor, Paths};
 use crate::probe::{self, Nonce, ProbeRegistry, ProbeWatch};
 use crate::stats::{Counters, WorkerCounters};
 use crate::tap::{self, OpenTap, TapControl, TapError};
-use crate::udp::{ReceiveSocket, SendSockets, UdpUnderlay};
+use crate::udp::{ErrorWatch, ReceiveSocket, SendSockets, UdpUnderlay};
 use crate::worker::{Command, Worker, WorkerConfig, WorkerThread};
 
 /// Workers made when nothing else is asked for, at most; fewer on a machine with fewer cores.
@@ -46,6 +47,7 @@ pub struct UserspaceConfig {
 /// A running userspace datapath. Dropping it stops its threads and leaves its interfaces for [`Datapath::adopt`].
 pub struct UserspaceDatapath {
     // Field order is drop order: threads end, and close their queues, first.
+    errors: ErrorWatch,
     workers: Vec<WorkerThread>,
     ports: Mutex<HashMap<PortId, AttachedPort>>,
     writer: Mutex<TableWriter>,
@@ -53,6 +55,7 @@ pub struct UserspaceDatapath {
     counters: Vec<Arc<WorkerCounters>>,
     captures: Arc<CaptureHub>,
     probes: Arc<ProbeRegistry>,
+    paths: Arc<Paths>,
     send: Arc<SendSockets>,
     netns: Netns,
     /// Where it receives, and by which sockets.
@@ -95,12 +98,14 @@ impl UserspaceDatapath {
             .unwrap_or_else(|| cores.min(WORKERS_DEFAULT_MAX))
             .clamp(1, WORKERS_MAX);
         let listen = SocketAddr::new(vtep, port);
-        let underlays = netns
-            .run(|| UdpUnderlay::open(vtep, port, workers))
-            .map_err(StartError::Namespace)?
-            .map_err(|error| StartError::from_sockets(&netns, listen, error))?;
         let writer = TableWriter::for_workers(workers);
         let tables = writer.shared();
+        let paths = Arc::new(Paths::new());
+        let monitor = Arc::new(PathMonitor::new(Arc::clone(&tables), Arc::clone(&paths)));
+        let underlays = netns
+            .run(|| UdpUnderlay::open(vtep, port, workers, monitor))
+            .map_err(StartError::Namespace)?
+            .map_err(|error| StartError::from_sockets(&netns, listen, error))?;
         let probes = Arc::new(ProbeRegistry::default());
         let send = Arc::clone(underlays[0].send_sockets());
         let source_ports = send
@@ -118,6 +123,7 @@ impl UserspaceDatapath {
                     tables: Arc::clone(&tables),
                     captures: Arc::clone(&captures),
                     probes: Arc::clone(&probes),
+                    paths: Arc::clone(&paths),
                     settings: Settings {
                         strict_reserved_bits,
                         ..Settings::default()
@@ -131,7 +137,9 @@ impl UserspaceDatapath {
                     .map_err(StartError::Threads)?,
             );
         }
+        let errors = ErrorWatch::spawn(Arc::clone(&send)).map_err(StartError::Threads)?;
         Ok(Self {
+            errors,
             workers: threads,
             ports: Mutex::default(),
             writer: Mutex::new(writer),
@@ -139,6 +147,7 @@ impl UserspaceDatapath {
             counters,
             captures,
             probes,
+            paths,
             send,
             netns,
             receiving: Mutex::new(receiving),
@@ -161,6 +170,7 @@ impl UserspaceDatapath {
         match allowed {
             Ok(source_ports) => {
                 self.captures.set_own(listen, source_ports);
+                self.errors.refresh();
                 receiving.unsummed = true;
             }
             Err(error) => tracing::warn!(
@@ -365,6 +375,10 @@ impl Datapath for UserspaceDatapath {
         self.probes.expect(nonce)
     }
 
+    fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
     fn status(&self) -> DatapathStatus {
         let ports = lock(&self.ports);
         let backends = [Backend::Offload, Backend::Plain]
@@ -393,6 +407,7 @@ impl Datapath for UserspaceDatapath {
             receive_buffer_bytes: socket.map_or(0, |socket| socket.buffer()),
             segments_max: self.send.segments_max(),
             merges_datagrams: socket.is_some_and(|socket| socket.merges()),
+            path_reports: self.paths.reports(),
             backends,
         }
     }

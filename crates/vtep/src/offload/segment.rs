@@ -108,6 +108,17 @@ impl<'a> SuperFrame<'a> {
         Ok(this)
     }
 
+    /// The same packet, cut to segments whose frames have at most `limit` bytes, for a path that takes no longer ones.
+    /// `None` when it is not TCP, which alone can be cut anywhere, or `limit` leaves no room for payload.
+    #[must_use]
+    pub fn cut_to(&self, limit: usize) -> Option<Self> {
+        let room = limit.saturating_sub(self.headers.len());
+        (self.kind == Kind::Tcp && room > 0).then_some(Self {
+            segment_len: self.segment_len.min(room),
+            ..*self
+        })
+    }
+
     /// Reads the headers; the segments' length is still to be set.
     fn read(frame: &'a [u8]) -> Result<Self, DropReason> {
         let view = Frame::parse(frame).ok_or(DropReason::Malformed)?;

@@ -172,7 +172,8 @@ impl AsRawFd for ReceiveSocket {
 
 /// `sizeof(struct sockaddr_storage)`.
 #[allow(clippy::cast_possible_truncation)] // 128
-const SOCKADDR_LEN: libc::socklen_t = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+pub(super) const SOCKADDR_LEN: libc::socklen_t =
+    size_of::<libc::sockaddr_storage>() as libc::socklen_t;
 
 /// Errors that the kernel reports on a socket because of an ICMP message.
 pub(super) fn is_icmp(error: &io::Error) -> bool {
@@ -195,7 +196,7 @@ pub(super) fn is_icmp(error: &io::Error) -> bool {
 ///
 /// # Safety
 /// `name` points to at least `length` initialised bytes and room for a `sockaddr_storage`.
-unsafe fn socket_address(
+pub(super) unsafe fn socket_address(
     name: *const libc::sockaddr_storage,
     length: libc::socklen_t,
 ) -> SocketAddr {

@@ -1,9 +1,7 @@
 //! Sending: 64 sockets that stand for source ports, shared by all workers.
 //!
 //! They are not connected: one socket serves every remote. A filter drops whatever is sent to their ports before it
-//! takes memory; ICMP errors about what they sent still reach their error queues, are thrown away there, and never stop a
-//! batch. The kernel itself notes a smaller path MTU in its route cache, which makes the next oversized send fail with
-//! `EMSGSIZE`.
+//! takes memory; ICMP errors about what they sent still reach their error queues (`errors.rs`), and never stop a batch.
 //!
 //! One message may be cut to many datagrams by the kernel (`UDP_SEGMENT`), which saves each but the first the way through its
 //! stack. What a message may hold is in `segmentation.rs`; what it refuses goes again as single datagrams.
@@ -15,17 +13,19 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use socket2::{SockFilter, Socket};
 
+use super::errors::drain;
 use super::message::Envelope;
 use super::receive::is_icmp;
 use super::segmentation::{Segmentation, is_refusal, pieces, singles};
 use super::{BUFFER_BYTES, bind, forbid_fragments, switch_on};
 use crate::edge::{Datagram, OuterFields, Refusal, SendReport};
 use crate::flow::{SOURCE_PORTS, source_port_index};
+use crate::paths::PathListener;
 use crate::settings::DEFAULT_TTL;
 
 /// Messages handed over by one `sendmmsg`.
@@ -39,20 +39,22 @@ pub struct SendSockets {
     /// As many again, for datagrams without checksums; opened when a network wants such.
     unsummed: OnceLock<Vec<Socket>>,
     segmentation: Segmentation,
+    listener: Arc<dyn PathListener>,
 }
 
 impl SendSockets {
-    /// Opens one socket for each source port, on free ports of the dynamic range.
+    /// Opens one socket for each source port, on free ports of the dynamic range. `listener` is told what is said about sizes.
     ///
     /// # Errors
     /// What the kernel says; `AddrInUse` when the whole range is taken.
-    pub fn open(vtep: IpAddr) -> io::Result<Self> {
+    pub fn open(vtep: IpAddr, listener: Arc<dyn PathListener>) -> io::Result<Self> {
         let sockets = open_all(vtep)?;
         let segmentation = Segmentation::probe(&sockets[0]);
         Ok(Self {
             sockets,
             unsummed: OnceLock::new(),
             segmentation,
+            listener,
         })
     }
 
@@ -79,6 +81,17 @@ impl SendSockets {
         Ok(())
     }
 
+    /// All sockets that there are by now.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Socket> {
+        self.sockets
+            .iter()
+            .chain(self.unsummed.get().into_iter().flatten())
+    }
+
+    pub(super) fn listener(&self) -> &dyn PathListener {
+        &*self.listener
+    }
+
     /// How many datagrams the kernel cuts one message into, at most; 1 when it doesn't know how to.
     #[must_use]
     pub const fn segments_max(&self) -> usize {
@@ -91,9 +104,7 @@ impl SendSockets {
     /// # Errors
     /// What the kernel says when it is asked for a socket's address.
     pub fn source_ports(&self) -> io::Result<Vec<u16>> {
-        self.sockets
-            .iter()
-            .chain(self.unsummed.get().into_iter().flatten())
+        self.iter()
             .map(|socket| {
                 let address = socket.local_addr()?;
                 Ok(address.as_socket().map_or(0, |address| address.port()))
@@ -136,7 +147,7 @@ impl SendSockets {
         order.sort_unstable();
         for share in order.chunk_by(|one, other| one.0 == other.0) {
             let socket = self.socket(usize::from(share[0].0));
-            let mut batch = Batch::new(socket, &self.segmentation);
+            let mut batch = Batch::new(socket, self);
             for &(_, index) in share {
                 let index = usize::from(index);
                 batch.add(&chunk[index], first + index, report);
@@ -207,23 +218,10 @@ fn receive_errors(socket: &Socket, v6: bool) -> io::Result<()> {
     switch_on(socket, level, option)
 }
 
-/// Throws away what lies in the error queue. Bounded, so that a storm of ICMP can't hold a worker.
-fn drain_errors(socket: &Socket) {
-    for _ in 0..BATCH {
-        let mut nothing: [MaybeUninit<u8>; 0] = [];
-        if socket
-            .recv_with_flags(&mut nothing, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
-            .is_err()
-        {
-            break;
-        }
-    }
-}
-
 /// Messages for one socket, gathered for one system call.
 struct Batch<'a> {
     socket: &'a Socket,
-    segmentation: &'a Segmentation,
+    shared: &'a SendSockets,
     envelopes: [MaybeUninit<Envelope>; BATCH],
     pieces: [Datagram<'a>; BATCH],
     /// Where in what was to be sent each piece's datagram is.
@@ -232,7 +230,7 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(socket: &'a Socket, segmentation: &'a Segmentation) -> Self {
+    fn new(socket: &'a Socket, shared: &'a SendSockets) -> Self {
         let nothing = Datagram {
             to: SocketAddr::from(([0, 0, 0, 0], 0)),
             flow: 0,
@@ -242,7 +240,7 @@ impl<'a> Batch<'a> {
         };
         Self {
             socket,
-            segmentation,
+            shared,
             envelopes: [MaybeUninit::uninit(); BATCH],
             pieces: [nothing; BATCH],
             places: [0; BATCH],
@@ -254,7 +252,7 @@ impl<'a> Batch<'a> {
     fn add(&mut self, datagram: &Datagram<'a>, place: usize, report: &mut SendReport) {
         // udp_send_skb refuses to cut for a socket without checksums.
         let segments_max = if datagram.outer.checksum {
-            self.segmentation.segments_for(datagram.to.ip())
+            self.shared.segmentation.segments_for(datagram.to.ip())
         } else {
             1
         };
@@ -313,13 +311,12 @@ impl<'a> Batch<'a> {
                 _ if !drained
                     && (is_icmp(&error) || error.raw_os_error() == Some(libc::EMSGSIZE)) =>
                 {
-                    drain_errors(self.socket);
+                    drain(self.socket, self.shared.listener());
                     drained = true;
                     continue;
                 }
                 Some(errno) if piece.segment_size.is_some() && is_refusal(errno) => {
-                    self.segmentation.give_up(piece.to.ip(), &error);
-                    send_singles(self.socket, self.segmentation, &piece, place, report);
+                    self.send_singles(&piece, place, &error, report);
                 }
                 Some(libc::EMSGSIZE) => refuse(Refusal::TooBig),
                 Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => refuse(Refusal::Full),
@@ -330,21 +327,32 @@ impl<'a> Batch<'a> {
         }
         self.used = 0;
     }
-}
 
-/// Sends each datagram of a message that the kernel did not want to cut.
-fn send_singles(
-    socket: &Socket,
-    segmentation: &Segmentation,
-    piece: &Datagram<'_>,
-    place: usize,
-    report: &mut SendReport,
-) {
-    let mut batch = Batch::new(socket, segmentation);
-    for single in singles(piece) {
-        batch.push(single, place, report);
+    /// Sends each datagram of a message that the kernel did not want to cut. When it finds the first too large as well, so are
+    /// the others, and nothing was wrong with cutting.
+    fn send_singles(
+        &self,
+        piece: &Datagram<'_>,
+        place: usize,
+        error: &io::Error,
+        report: &mut SendReport,
+    ) {
+        let mut singles = singles(piece);
+        let mut batch = Batch::new(self.socket, self.shared);
+        let refused = report.too_big;
+        if let Some(first) = singles.next() {
+            batch.push(first, place, report);
+            batch.flush(report);
+        }
+        if report.too_big > refused {
+            return report.refuse(place, singles.count(), Refusal::TooBig);
+        }
+        self.shared.segmentation.give_up(piece.to.ip(), error);
+        for single in singles {
+            batch.push(single, place, report);
+        }
+        batch.flush(report);
     }
-    batch.flush(report);
 }
 
 #[cfg(test)]
@@ -353,6 +361,12 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+    use crate::paths::PathMonitor;
+
+    fn unheard() -> Arc<dyn PathListener> {
+        let tables = crate::fdb::TableWriter::new().shared();
+        Arc::new(PathMonitor::new(tables, Arc::default()))
+    }
 
     fn datagram<'a>(to: SocketAddr, flow: u32, slices: &'a [IoSlice<'a>]) -> Datagram<'a> {
         Datagram {
@@ -369,7 +383,7 @@ mod tests {
         for local in ["127.0.0.1:0", "[::1]:0"] {
             let receiver = UdpSocket::bind(local).unwrap();
             let to = receiver.local_addr().unwrap();
-            let sockets = SendSockets::open(to.ip()).unwrap();
+            let sockets = SendSockets::open(to.ip(), unheard()).unwrap();
             let bytes: Vec<[u8; 1]> = (0..100).map(|byte| [byte]).collect();
             let slices: Vec<_> = bytes
                 .iter()
@@ -408,7 +422,7 @@ mod tests {
     fn a_refused_datagram_does_not_stop_the_batch() {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = receiver.local_addr().unwrap();
-        let sockets = SendSockets::open(to.ip()).unwrap();
+        let sockets = SendSockets::open(to.ip(), unheard()).unwrap();
         let closed = UdpSocket::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -451,7 +465,7 @@ mod tests {
             .unwrap()
             .as_socket()
             .unwrap();
-        let sockets = SendSockets::open(to.ip()).unwrap();
+        let sockets = SendSockets::open(to.ip(), unheard()).unwrap();
         let slices = [IoSlice::new(b"x")];
         let report = sockets.send(&[Datagram {
             outer: OuterFields {
@@ -474,7 +488,7 @@ mod tests {
 
     #[test]
     fn what_is_sent_to_a_source_port_is_filtered() {
-        let sockets = SendSockets::open(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let sockets = SendSockets::open(IpAddr::from([127, 0, 0, 1]), unheard()).unwrap();
         let to = sockets.sockets[0]
             .local_addr()
             .unwrap()

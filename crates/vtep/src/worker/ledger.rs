@@ -77,6 +77,11 @@ impl<'a> Ledger<'a> {
         }
     }
 
+    /// The container was told that a frame was too big for its path.
+    pub(super) fn told_too_big(&self) {
+        self.counters.too_big_answers(1);
+    }
+
     /// A remote's datagrams came, in number and in bytes of payload.
     #[inline]
     pub(super) fn datagrams_in(&self, from: SocketAddr, count: u64, bytes: u64) {

@@ -6,10 +6,10 @@
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
+use super::Worker;
 use super::delivery::{PortQueue, deliver_all, deliver_cut, hand_over};
-use super::ledger::Ledger;
 use super::sends::{NOTHING, Outgoing};
-use super::{Sends, Worker};
+use super::too_big::{Cutter, Teller};
 use crate::edge::{Datagram, Offload, TapFrame, Underlay};
 use crate::engine::Verdict;
 use crate::fdb::PortId;
@@ -75,19 +75,19 @@ impl<U: Underlay> Worker<U> {
                 let outer = settings.outer(frame.frame());
                 if frame.offload.is_gso() {
                     self.sends.flush(&mut self.underlay, &self.frames, &ledger);
-                    let frame = &self.frames[index];
-                    send_super(
-                        &mut self.sends,
-                        &mut self.underlay,
-                        frame,
-                        (vni, remotes, mtu),
-                        &Datagram {
-                            flow,
-                            outer,
-                            ..NOTHING
-                        },
-                        &ledger,
-                    );
+                    let mut cutter = Cutter {
+                        sends: &mut self.sends,
+                        underlay: &mut self.underlay,
+                        config: &self.config,
+                        ledger: &ledger,
+                        now,
+                    };
+                    let like = Datagram {
+                        flow,
+                        outer,
+                        ..NOTHING
+                    };
+                    cutter.send((index, &self.frames[index]), (vni, remotes, mtu), &like);
                 } else {
                     if !complete(frame) {
                         let drop = Verdict::Drop(DropReason::BadOffload);
@@ -95,13 +95,28 @@ impl<U: Underlay> Worker<U> {
                         continue;
                     }
                     frame.set_header(&Header::emit(vni));
+                    let flow = flow::hash(frame.frame());
                     for &to in remotes {
-                        self.sends.push(Outgoing {
+                        let outgoing = Outgoing {
                             frame: index,
                             to,
                             flow,
                             outer,
-                        });
+                        };
+                        let len = frame.frame().len();
+                        if self.config.limit_below(len, to, now).is_none() {
+                            self.sends.push(outgoing);
+                            continue;
+                        }
+                        let slices = [IoSlice::new(frame.datagram())];
+                        let datagram = Datagram {
+                            to,
+                            flow,
+                            outer,
+                            slices: &slices,
+                            ..NOTHING
+                        };
+                        self.sends.refuse(outgoing, &datagram, &ledger);
                     }
                     if self.sends.is_full() {
                         self.sends.flush(&mut self.underlay, &self.frames, &ledger);
@@ -154,28 +169,20 @@ impl<U: Underlay> Worker<U> {
             }
         }
         self.sends.flush(&mut self.underlay, &self.frames, &ledger);
+        let mut teller = Teller {
+            engine: &mut self.engine,
+            tables: &tables,
+            paths: &self.config.paths,
+            origin: &mut self.ports[origin],
+            frames: &self.frames,
+            ledger: &ledger,
+        };
+        teller.tell(&mut self.sends, now);
         let frames = &self.frames;
         deliver_all(&mut self.ports, &mut self.deliveries, &ledger, |index| {
             frames[index].frame()
         });
         Ok(true)
-    }
-}
-
-/// Cuts a super-frame and sends it to all of `remotes`.
-fn send_super<U: Underlay>(
-    sends: &mut Sends,
-    underlay: &mut U,
-    frame: &FrameBuf,
-    (vni, remotes, mtu): (crate::Vni, &[std::net::SocketAddr], u16),
-    like: &Datagram<'_>,
-    ledger: &Ledger<'_>,
-) {
-    match SuperFrame::requested(frame.frame(), &frame.offload, mtu) {
-        Ok(super_frame) => {
-            sends.send_super(underlay, &super_frame, like, (vni, remotes), ledger);
-        }
-        Err(reason) => ledger.frame_decided(frame.frame(), &Verdict::Drop(reason)),
     }
 }
 

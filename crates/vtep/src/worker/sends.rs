@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use super::BATCH;
 use super::ledger::Ledger;
 use crate::Vni;
-use crate::edge::{Datagram, OuterFields, SendReport, Underlay};
+use crate::edge::{Datagram, OuterFields, Refusal, SendReport, Underlay};
 use crate::flow::source_port_index;
 use crate::frame::FrameBuf;
 use crate::offload::segment::{MAX_HEADERS, SuperFrame};
@@ -47,6 +47,8 @@ pub(super) struct Outgoing {
 pub(super) struct Sends {
     list: Vec<Outgoing>,
     headers: Box<[u8]>,
+    /// What the path does not carry; of a batch that has more only the first are kept.
+    too_big: Vec<Outgoing>,
 }
 
 impl Sends {
@@ -54,6 +56,7 @@ impl Sends {
         Self {
             list: Vec::with_capacity(SENDS_MAX),
             headers: vec![0; SEGMENTS * (HEADER_LEN + MAX_HEADERS)].into_boxed_slice(),
+            too_big: Vec::with_capacity(BATCH),
         }
     }
 
@@ -65,6 +68,31 @@ impl Sends {
     /// Collects a frame whose VXLAN header has been written.
     pub(super) fn push(&mut self, outgoing: Outgoing) {
         self.list.push(outgoing);
+    }
+
+    /// Writes down that the path does not carry `datagram`, which is the frame of `outgoing` or the segments of it.
+    pub(super) fn refuse(
+        &mut self,
+        outgoing: Outgoing,
+        datagram: &Datagram<'_>,
+        ledger: &Ledger<'_>,
+    ) {
+        let mut report = SendReport::default();
+        report.refuse(0, datagram.count(), Refusal::TooBig);
+        ledger.datagrams_sent(&[*datagram], &report);
+        self.note_too_big(outgoing);
+    }
+
+    /// Remembers a frame whose sender should be told.
+    pub(super) fn note_too_big(&mut self, outgoing: Outgoing) {
+        if self.too_big.len() < self.too_big.capacity() {
+            self.too_big.push(outgoing);
+        }
+    }
+
+    /// Takes one of the frames whose senders should be told.
+    pub(super) fn take_too_big(&mut self) -> Option<Outgoing> {
+        self.too_big.pop()
     }
 
     /// Sends what was collected, each flow in its order, and forgets it.
@@ -117,12 +145,23 @@ impl Sends {
                 };
                 from = end;
             }
-            send(underlay, &datagrams[..runs_used], ledger);
+            let report = send(underlay, &datagrams[..runs_used], ledger);
+            if report.too_big > 0 {
+                let starts = runs[..runs_used].iter().map(|run| run.0);
+                let ends = starts.clone().skip(1).chain([batch.len()]);
+                for (index, (start, end)) in starts.zip(ends).enumerate() {
+                    if report.refusal(index) == Some(Refusal::TooBig) {
+                        let room = self.too_big.capacity() - self.too_big.len();
+                        self.too_big.extend(batch[start..end].iter().take(room));
+                    }
+                }
+            }
         }
         self.list.clear();
     }
 
-    /// Cuts a super-frame and sends the segments to all of `remotes`. What was collected before must have been sent.
+    /// Cuts a super-frame and sends the segments to all of `remotes`. What was collected before must have been sent. Says whether
+    /// the kernel refused any as too large for a path.
     pub(super) fn send_super<U: Underlay>(
         &mut self,
         underlay: &mut U,
@@ -130,7 +169,8 @@ impl Sends {
         like: &Datagram<'_>,
         (vni, remotes): (Vni, &[SocketAddr]),
         ledger: &Ledger<'_>,
-    ) {
+    ) -> bool {
+        let mut too_big = false;
         let headers_len = HEADER_LEN + super_frame.headers_len();
         let segment_size = u16::try_from(headers_len + super_frame.segment_len()).ok();
         let count = super_frame.count();
@@ -162,9 +202,10 @@ impl Sends {
                     slices: &slices[..2 * segments],
                     ..*like
                 };
-                send(underlay, &[datagram], ledger);
+                too_big |= send(underlay, &[datagram], ledger).too_big > 0;
             }
         }
+        too_big
     }
 }
 
@@ -217,12 +258,17 @@ fn can_be_padded(frame: &[u8]) -> bool {
 }
 
 /// Gives datagrams to the underlay and writes down what became of them.
-fn send<U: Underlay>(underlay: &mut U, datagrams: &[Datagram<'_>], ledger: &Ledger<'_>) {
+fn send<U: Underlay>(
+    underlay: &mut U,
+    datagrams: &[Datagram<'_>],
+    ledger: &Ledger<'_>,
+) -> SendReport {
     let report = underlay.send(datagrams).unwrap_or_else(|error| {
         tracing::debug!(%error, "can't send to the underlay");
         SendReport::all_failed(datagrams.iter().map(Datagram::count))
     });
     ledger.datagrams_sent(datagrams, &report);
+    report
 }
 
 #[cfg(test)]
