@@ -83,7 +83,9 @@ fn init_and_join_check_all_before_they_change_anything() {
         .as_str()
         .unwrap()
         .to_owned();
-    let wrong = "tl1-0000000000000000-00000000000000000000000000000000";
+    let (ours, _) = token.rsplit_once('-').unwrap();
+    let wrong = format!("{ours}-{}", "0".repeat(32));
+    let elsewhere = format!("tl1-{}-{}", "0".repeat(64), "0".repeat(32));
     let before = host_state(host);
 
     host.refused(
@@ -99,7 +101,12 @@ fn init_and_join_check_all_before_they_change_anything() {
     host.refused(
         &format!("join --token {wrong} 192.0.2.1"),
         FAILED,
-        &["wrong token", "towline init"],
+        &["wrong token", "towline token"],
+    );
+    host.refused(
+        &format!("join --token {elsewhere} 192.0.2.1"),
+        FAILED,
+        &["192.0.2.1", "another cluster", "token"],
     );
     host.refused("join --token x 192.0.2.1", FAILED, &["token"]);
     host.refused(

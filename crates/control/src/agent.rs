@@ -23,7 +23,6 @@ use crate::request::{
     ClusterInfo, ControlStatus, EndpointState, Event, Owned, Request, RequestError, Response,
 };
 use crate::row::Row;
-use crate::token::Token;
 use stream::Stream;
 
 /// How long a request may take, from the asking to the answer.
@@ -53,7 +52,7 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Agent {
     host: HostInfo,
-    token: Token,
+    cluster: String,
     managers: Vec<SocketAddr>,
     link: Link,
     /// When the link last came or went.
@@ -109,12 +108,12 @@ struct Call {
 }
 
 impl Agent {
-    /// An agent that knows nothing yet.
+    /// An agent that knows nothing yet but its cluster's name.
     #[must_use]
-    pub fn new(host: HostInfo, token: Token, managers: Vec<SocketAddr>) -> Self {
+    pub fn new(host: HostInfo, cluster: String, managers: Vec<SocketAddr>) -> Self {
         Self {
             host,
-            token,
+            cluster,
             managers,
             link: Link::Down,
             link_changed: None,
@@ -142,7 +141,6 @@ impl Agent {
         };
         self.messages.push_back(ToManager::Hello {
             version: VERSION,
-            token: self.token.clone(),
             host: self.host.clone(),
             last_epoch: self.last_epoch,
         });
@@ -194,7 +192,7 @@ impl Agent {
                     manager: address, ..
                 },
             ) => {
-                if cluster != self.token.cluster() {
+                if cluster != self.cluster {
                     self.close(
                         format!("the manager at {address} belongs to cluster {cluster}"),
                         now,
@@ -211,9 +209,12 @@ impl Agent {
                 self.last_manager = Some(manager);
                 self.welcome(cluster, heartbeat, now);
             }
-            (ToAgent::Reject { reason }, _) => {
+            (ToAgent::Reject { reason, removed }, _) => {
                 self.rejected = Some(reason.clone());
                 self.close(reason, now);
+                if removed {
+                    self.removed();
+                }
             }
             // Nothing else has a meaning before the welcome.
             (_, Link::Greeting { .. } | Link::Down) => {}
@@ -262,7 +263,8 @@ impl Agent {
             }
             ToAgent::RowLost { vni, epoch } => self.lose(vni, epoch),
             // Of one connection, and without a meaning beside it.
-            ToAgent::Welcome { .. }
+            ToAgent::Joined { .. }
+            | ToAgent::Welcome { .. }
             | ToAgent::Reject { .. }
             | ToAgent::Heartbeat
             | ToAgent::Owned { .. }
@@ -377,7 +379,7 @@ impl Agent {
         matches!(self.link, Link::Up { .. })
     }
 
-    /// Whether this host has left the cluster: no connection is to be made again.
+    /// Whether this host has left the cluster or was removed from it: no connection is to be made again.
     #[must_use]
     pub fn has_left(&self) -> bool {
         self.left
@@ -566,6 +568,15 @@ impl Agent {
         if self.endpoints.remove(&(vni, epoch)).is_some() {
             self.outputs
                 .push_back(Output::Event(Event::RowLost { vni, epoch }));
+        }
+    }
+
+    /// An operator removed this host: what it held is others' now, and it is not to come back.
+    fn removed(&mut self) {
+        self.left = true;
+        let own: Vec<(Vni, Epoch)> = self.endpoints.keys().copied().collect();
+        for (vni, epoch) in own {
+            self.lose(vni, epoch);
         }
     }
 

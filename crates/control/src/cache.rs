@@ -47,6 +47,7 @@ pub(crate) fn is_kept(message: &ToAgent) -> bool {
         | ToAgent::RowLost { .. } => true,
         // Whoever hears of a network's end writes the file anew, without it.
         ToAgent::NetworkRemoved { .. }
+        | ToAgent::Joined { .. }
         | ToAgent::Reject { .. }
         | ToAgent::Heartbeat
         | ToAgent::Owned { .. }

@@ -1,5 +1,7 @@
 //! The agent's control thread: connects to a manager, keeps the state machine supplied, and gives plain threads a handle.
 
+mod renewal;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,26 +12,27 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_rustls::client::TlsStream;
 use vtep::Vni;
 
 use crate::agent::{Agent, Output, REQUEST_DEADLINE};
 use crate::cache::{Kept, TableCache, is_kept};
-use crate::host::HostInfo;
+use crate::dial::{dial, explain};
+use crate::host::{HostId, HostInfo};
 use crate::message::{MessageError, ToAgent};
 use crate::network::Endpoint;
+use crate::pki::{Identity, WallClock};
 use crate::request::{
     ClusterInfo, ControlStatus, EndpointState, Event, Request, RequestError, Response,
 };
-use crate::token::Token;
 use crate::transport::{FRAME_MAX, FrameError, Outbox, read_frame};
+use renewal::Renewal;
 
 /// How often the state machine is told the time.
 const TICK: Duration = Duration::from_millis(100);
-/// How long one manager is given to take a connection.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// The wait between rounds over the managers: grows from the first to the second, so that a healed host is back within 5 s.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
@@ -40,14 +43,16 @@ pub struct AgentConfig {
     pub host: HostInfo,
     /// The managers, tried in order.
     pub managers: Vec<SocketAddr>,
-    /// The cluster's token.
-    pub token: Token,
+    /// This host's key and certificate. Renewed in time, and told by [`Event::IdentityRenewed`].
+    pub identity: Arc<Identity>,
     /// The address that connections come from: the VTEP's. Managers take no other.
     pub bind: IpAddr,
     /// What this host runs already, after a restart of its agent.
     pub endpoints: Vec<(Endpoint, EndpointState)>,
     /// Where tables are kept for the agent after this one; `None`: nowhere.
     pub cache: Option<CacheConfig>,
+    /// What the certificate's dates are measured by.
+    pub clock: WallClock,
 }
 
 /// Where an agent's tables are kept, and which of them it takes up again.
@@ -65,6 +70,17 @@ pub enum AgentError {
     /// There is nobody to connect to.
     #[error("no manager is named: give at least one address")]
     NoManager,
+    /// The certificate is another host's.
+    #[error("the certificate is host {certificate}'s, not this host's, which is {host}")]
+    OtherHost {
+        /// Whose it is.
+        certificate: HostId,
+        /// Who this is.
+        host: HostId,
+    },
+    /// The certificate cannot be used.
+    #[error("failed to set TLS up")]
+    Tls(#[from] rustls::Error),
     /// No thread.
     #[error("failed to start the control thread")]
     Thread(#[source] io::Error),
@@ -105,12 +121,18 @@ impl AgentHandle {
         if config.managers.is_empty() {
             return Err(AgentError::NoManager);
         }
+        let certificate = config.identity.certificate().host;
+        if certificate != config.host.id {
+            let host = config.host.id;
+            return Err(AgentError::OtherHost { certificate, host });
+        }
+        let cluster = config.identity.cluster();
+        let renewal = Mutex::new(Renewal::new(config.identity, config.clock)?);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(AgentError::Thread)?;
-        let cluster = config.token.cluster();
-        let mut agent = Agent::new(config.host, config.token, config.managers);
+        let mut agent = Agent::new(config.host, cluster.clone(), config.managers);
         for (endpoint, state) in config.endpoints {
             agent.publish(endpoint, state);
         }
@@ -137,6 +159,7 @@ impl AgentHandle {
             shared: Arc::clone(&shared),
             news,
             bind: config.bind,
+            renewal,
         };
         let body = move || {
             runtime.block_on(driver.run());
@@ -317,6 +340,7 @@ struct Driver {
     shared: Arc<Shared>,
     news: Sender<Event>,
     bind: IpAddr,
+    renewal: Mutex<Renewal>,
 }
 
 impl Driver {
@@ -341,7 +365,8 @@ impl Driver {
         let mut wait = RETRY.0;
         loop {
             for &manager in &managers {
-                match self.ticking(connect(self.bind, manager)).await {
+                let config = self.renewal().config();
+                match self.ticking(dial(self.bind, manager, config)).await {
                     Ok(stream) => {
                         if self.converse(stream, manager).await {
                             wait = RETRY.0;
@@ -375,7 +400,7 @@ impl Driver {
     }
 
     /// One connection, from its hello to its end. Whether the manager took this host in.
-    async fn converse(&self, stream: TcpStream, manager: SocketAddr) -> bool {
+    async fn converse(&self, stream: TlsStream<TcpStream>, manager: SocketAddr) -> bool {
         let (mut reader, writer) = tokio::io::split(stream);
         let (outbox, closed) = Outbox::new(writer);
         // Reading is a task of its own: a frame half read must not be given up when something else happens.
@@ -395,6 +420,9 @@ impl Driver {
         let reason = loop {
             {
                 let mut core = self.shared.core();
+                if welcomed {
+                    self.renew(&mut core);
+                }
                 while let Some(message) = core.agent.poll_message() {
                     outbox.send(message.encode());
                 }
@@ -409,19 +437,39 @@ impl Driver {
                     Ok((Ok(message), frame)) => self.shared.core().handle_message(message, &frame, now()),
                     // From a newer manager; what it says besides is still right.
                     Ok((Err(MessageError::Kind), _)) => {}
-                    Ok((Err(error), _)) => break error.to_string(),
-                    Err(error) => break error.to_string(),
+                    Ok((Err(error), _)) => break format!("{manager}: {error}"),
+                    Err(FrameError::Io(error)) => break explain(manager, &error),
+                    Err(error) => break format!("{manager}: {error}"),
                 },
                 () = self.shared.wake.notified() => {}
-                () = closed.notified() => break "the connection was lost".to_owned(),
+                () = closed.notified() => break format!("{manager}: the connection was lost"),
                 _ = ticks.tick() => self.shared.core().handle_timeout(now()),
             }
         };
         reading.abort();
         if !self.shared.core().agent.wants_close() {
-            self.disconnected(&format!("{manager}: {reason}"));
+            self.disconnected(&reason);
         }
         welcomed
+    }
+
+    /// Asks for a new certificate when it is time, and takes it.
+    fn renew(&self, core: &mut Core) {
+        let mut renewal = self.renewal();
+        if let Some(identity) = renewal.poll_identity() {
+            // Nobody listens once the handle is gone, and then the thread ends too.
+            let _ = self.news.send(Event::IdentityRenewed(identity));
+        }
+        if let Some((request, answer)) = renewal.poll_request() {
+            let id = core.next_call;
+            core.next_call += 1;
+            core.answers.insert(id, answer);
+            core.agent.call(id, request, now());
+        }
+    }
+
+    fn renewal(&self) -> MutexGuard<'_, Renewal> {
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn disconnected(&self, reason: &str) {
@@ -465,27 +513,4 @@ fn ticks() -> tokio::time::Interval {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
-}
-
-/// A TCP connection from `bind`, or why there is none, naming the manager.
-async fn connect(bind: IpAddr, manager: SocketAddr) -> Result<TcpStream, String> {
-    let attempt = async {
-        let socket = if manager.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
-        socket.bind(SocketAddr::new(bind, 0))?;
-        let stream = socket.connect(manager).await?;
-        stream.set_nodelay(true)?;
-        Ok::<_, io::Error>(stream)
-    };
-    match timeout(CONNECT_PATIENCE, attempt).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(format!("TCP to {manager} from {bind}: {error}")),
-        Err(_) => Err(format!(
-            "TCP to {manager} from {bind}: no answer within {} s",
-            CONNECT_PATIENCE.as_secs()
-        )),
-    }
 }

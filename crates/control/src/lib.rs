@@ -13,31 +13,38 @@
 //! are told the time and the messages, and are asked for what to send; `client.rs` and `server.rs` own clocks and sockets.
 //!
 //! What this crate does not do: it never touches a packet of a container, it knows no namespace and no datapath (the program
-//! turns [`Event`]s into table changes), and it makes no consensus between managers. Its connections are authenticated by a
-//! [`Token`] and **not encrypted**; TLS will wrap the stream in `transport.rs`.
+//! turns [`Event`]s into table changes), and it makes no consensus between managers. Its connections are TLS with a certificate
+//! on both sides ([`pki`], `tls.rs`); a [`Token`] gets a new host its certificate ([`join()`]).
 
 pub mod agent;
 pub mod allocator;
 mod cache;
 mod client;
+mod dial;
 pub mod epoch;
 pub mod host;
+mod join;
 pub mod manager;
 pub mod message;
 pub mod network;
+pub mod pki;
 pub mod request;
 pub mod row;
 mod server;
 pub mod store;
 pub mod subnet;
 pub mod table;
+mod tls;
 mod token;
 mod transport;
 
 pub use client::{AgentConfig, AgentError, AgentHandle, CacheConfig};
 pub use epoch::Epoch;
 pub use host::{HostId, HostInfo, HostView};
+pub use join::{JoinError, join};
+pub use manager::Lasts;
 pub use network::{Addressing, Endpoint, MacMode, Network, NetworkSpec, is_valid_name, quote};
+pub use pki::{Authority, Identity, Role, WallClock};
 pub use request::{
     ClusterInfo, ControlStatus, EndpointState, EndpointView, Event, NetworkDetails, Owned, Request,
     RequestError, Response, SubnetUsage, SubscriptionStatus,
@@ -47,4 +54,4 @@ pub use server::{ManagerConfig, ManagerError, ManagerHandle, ManagerStatus, Prob
 pub use store::{MemoryStore, RedbStore, Store, StoreError};
 pub use subnet::{AddressPool, PoolError, Subnet, check_pools};
 pub use table::{MemberState, TableChange};
-pub use token::{Token, TokenError};
+pub use token::{Secret, Token, TokenError};

@@ -4,7 +4,7 @@
 //! what [`Manager::take_writes`] gives durable, and only then send what [`Manager::poll_output`] gives: nothing is told that a
 //! crash could take back. `now` is the time since any fixed moment.
 //!
-//! Whoever calls has checked the token. Liveness is a mask: a host that falls silent is hidden from floods and loses nothing.
+//! Whoever calls has checked the certificate's signature. Liveness is a mask: a host that falls silent is hidden from floods and loses nothing.
 
 mod addresses;
 mod endpoints;
@@ -13,6 +13,7 @@ mod networks;
 mod state;
 mod streams;
 mod subnets;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -24,11 +25,13 @@ use vtep::Vni;
 use crate::agent::SILENCE;
 use crate::host::HostId;
 use crate::message::{ToAgent, ToManager};
+use crate::pki::{Certificate, Role};
 use crate::request::{Request, Response};
 use crate::store::Write;
 use crate::subnet::AddressPool;
 use state::State;
 pub use state::StateError;
+pub use trust::{Lasts, Refusal};
 
 /// How often agents send heartbeats: five in the silence that masks a host.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -68,6 +71,19 @@ pub enum Output {
     },
     /// Close a connection, after what was sent to it before.
     Close(Connection),
+    /// Sign a host's key, then answer the call with the certificate.
+    Sign {
+        /// Who asked.
+        connection: Connection,
+        /// The call's id.
+        call: u64,
+        /// Whose certificate.
+        host: HostId,
+        /// For what.
+        role: Role,
+        /// The key (PKCS #10, DER).
+        request: Vec<u8>,
+    },
     /// Expect or send probes, then answer the call.
     Probe {
         /// Who asked.
@@ -84,7 +100,7 @@ pub enum Output {
 pub struct Settings {
     /// The host that runs it.
     pub host: HostId,
-    /// The cluster that its token names.
+    /// The cluster's name.
     pub cluster: String,
     /// Random: network ids follow from it.
     pub seed: u64,
@@ -100,6 +116,10 @@ pub struct Manager {
     settings: Settings,
     started: Duration,
     state: State,
+    /// The time of day, as the driver last told it.
+    unix: Duration,
+    /// Certificates of connections that have not said hello yet.
+    admitted: HashMap<Connection, Certificate>,
     connections: HashMap<Connection, Peer>,
     by_host: HashMap<HostId, Connection>,
     liveness: BTreeMap<HostId, Liveness>,
@@ -125,6 +145,7 @@ struct HeldCall {
 #[derive(Debug)]
 struct Peer {
     host: HostId,
+    role: Role,
     heard: Duration,
     subscriptions: BTreeSet<Vni>,
 }
@@ -162,6 +183,8 @@ impl Manager {
             })
             .collect();
         Ok(Self {
+            unix: settings.unix_at_zero + now,
+            admitted: HashMap::new(),
             settings,
             started: now,
             state,
@@ -184,9 +207,10 @@ impl Manager {
         let host = peer.host;
         self.seen(host, now);
         match message {
-            ToManager::Hello { .. } => {
+            ToManager::Hello { .. } | ToManager::Join { .. } => {
                 let reason = "a second hello on one connection".to_owned();
-                self.send(connection, ToAgent::Reject { reason });
+                let removed = false;
+                self.send(connection, ToAgent::Reject { reason, removed });
                 self.drop_connection(connection);
             }
             ToManager::Heartbeat => self.send(connection, ToAgent::Heartbeat),
@@ -216,6 +240,7 @@ impl Manager {
 
     /// A connection ended.
     pub fn handle_disconnected(&mut self, connection: Connection) {
+        self.admitted.remove(&connection);
         if let Some(peer) = self.connections.remove(&connection)
             && self.by_host.get(&peer.host) == Some(&connection)
         {
@@ -356,7 +381,25 @@ impl Manager {
             } => self.allocate(&network, container, &ips, mac, host, now),
             Request::Free { vni, epoch } => self.free(vni, epoch, host, now),
             Request::Hosts => Ok(Response::Hosts(self.views(now))),
-            Request::RemoveHost(wanted) => self.remove_host(&wanted, now),
+            Request::RemoveHost {
+                host: wanted,
+                force,
+            } => self.remove_host(&wanted, force, now),
+            Request::Token {
+                role,
+                rotate,
+                lasts,
+            } => {
+                let asker = self
+                    .connections
+                    .get(&connection)
+                    .map_or(Role::Worker, |peer| peer.role);
+                self.token(asker, role, rotate, lasts)
+            }
+            Request::Renew { request } => {
+                self.renew(connection, id, request);
+                return;
+            }
             Request::Leave => {
                 self.forget_host(host, now);
                 self.answer(connection, id, &Ok(Response::Done));

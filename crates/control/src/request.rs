@@ -1,6 +1,7 @@
 //! What the program asks of the control plane, what it answers, and what it tells unasked.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -8,9 +9,12 @@ use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostView};
+use crate::manager::Lasts;
 use crate::network::{Endpoint, Network, NetworkSpec};
+use crate::pki::{Identity, Role};
 use crate::row::State;
 use crate::table::TableChange;
+use crate::token::Secret;
 
 /// A question or order to the manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,8 +59,28 @@ pub enum Request {
     },
     /// All hosts, by name. Answer: [`Response::Hosts`].
     Hosts,
-    /// Forget a host that is gone for good, by name or id: its addresses and names are freed. Answer: [`Response::Done`].
-    RemoveHost(String),
+    /// Forget a host for good: its addresses and names are freed, and no certificate of its is taken again. Answer:
+    /// [`Response::Done`].
+    RemoveHost {
+        /// Its name or id.
+        host: String,
+        /// Also when it is connected.
+        force: bool,
+    },
+    /// Show a join token, or change it. Answer: [`Response::Token`], to managers' hosts alone.
+    Token {
+        /// Of which kind of host.
+        role: Role,
+        /// Make a new one; the present one is good no more.
+        rotate: bool,
+        /// For how long it is to be good from now on.
+        lasts: Option<Lasts>,
+    },
+    /// Sign a new key of the asking host. Answer: [`Response::Certificate`].
+    Renew {
+        /// The key (PKCS #10, DER).
+        request: Vec<u8>,
+    },
     /// Forget the asking host. Its agent does not connect again. Answer: [`Response::Done`].
     Leave,
     /// Expect a probe with this nonce at the manager's VTEP, for the next few seconds. Answer: [`Response::Done`].
@@ -93,6 +117,15 @@ pub enum Response {
     Endpoint(Endpoint),
     /// All hosts.
     Hosts(Vec<HostView>),
+    /// A join token's secret.
+    Token {
+        /// What opens the door.
+        secret: Secret,
+        /// Seconds until it does no more, 0 when it has; `None`: it always will.
+        expires_in: Option<u64>,
+    },
+    /// A certificate, in DER.
+    Certificate(Vec<u8>),
     /// The sizes of announced probes that arrived at the manager, in bytes of IP packet.
     ProbeSizes(Vec<u16>),
 }
@@ -222,6 +255,8 @@ pub enum Event {
         /// What to apply, in order.
         changes: Vec<TableChange>,
     },
+    /// This host has a new certificate for a new key, to be kept for the next start.
+    IdentityRenewed(Arc<Identity>),
     /// This host's endpoint lost its addresses to a newer allocation, or was freed by an operator: take its port down.
     RowLost {
         /// The network.
@@ -234,7 +269,7 @@ pub enum Event {
 /// What a manager says of the cluster when it takes a host in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterInfo {
-    /// The cluster's id, the public half of the token.
+    /// The cluster's name: the start of its authority's digest.
     pub cluster: String,
     /// The manager's host.
     pub manager: HostId,

@@ -1,8 +1,11 @@
 //! The manager's threads: one takes connections and reads them, the other owns the state machine and the store.
 //!
 //! The state machine's thread takes what has come as one turn, writes what changed in one commit, and only then sends: many
-//! changes at once cost one fsync. What a connection can make this program hold is bounded before its token was seen
-//! (connections, bytes and seconds) and after (its queue, its subscriptions); its messages wait their turn fairly with others'.
+//! changes at once cost one fsync. Connections come in through `door.rs`; what one can make this program hold is bounded before
+//! it is known whose it is (connections, bytes and seconds) and after (its queue, its subscriptions); its messages wait their
+//! turn fairly with others'.
+
+mod door;
 
 use std::collections::HashMap;
 use std::io;
@@ -10,32 +13,25 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::sync::{Notify, mpsc};
 
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo, random_bytes};
-use crate::manager::{Connection, Manager, Output, Settings, StateError};
-use crate::message::{MessageError, ToAgent, ToManager, VERSION};
+use crate::manager::{Connection, Manager, Output, Refusal, Settings, StateError};
+use crate::message::{ToAgent, ToManager};
+use crate::pki::{Authority, Certificate, PkiError, Role, WallClock};
 use crate::request::{Request, Response};
 use crate::store::{Store, StoreError};
 use crate::subnet::AddressPool;
-use crate::token::Token;
-use crate::transport::{FRAME_MAX, HELLO_MAX, Outbox, read_frame, write_frame};
+use crate::token::Secret;
+use crate::transport::Outbox;
+use door::Door;
 
 /// How often the state machine is told the time.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a connection may take to show its token.
-const HELLO_PATIENCE: Duration = Duration::from_secs(5);
-/// Connections that have not shown a token yet, of one address and of all.
-const PENDING_MAX: (usize, usize) = (16, 512);
-/// Connections that have.
-const CONNECTIONS_MAX: usize = 20_000;
 /// Messages that wait for the state machine; their senders wait too.
 const INPUTS_MAX: usize = 1024;
 /// Messages handled before changes are made durable and sent.
@@ -69,12 +65,16 @@ pub struct ManagerConfig {
     pub host: HostId,
     /// Where it keeps what it must not forget.
     pub store: Box<dyn Store>,
-    /// The cluster's token.
-    pub token: Token,
+    /// The cluster's authority.
+    pub authority: Arc<Authority>,
+    /// How long certificates that it signs are good for.
+    pub lifetime: Duration,
     /// The VTEP that probes.
     pub prober: Arc<dyn Prober>,
     /// Where subnets come from that nobody asks for by number; empty: [`AddressPool::standard`].
     pub pools: Vec<AddressPool>,
+    /// What dates are made and measured by.
+    pub clock: WallClock,
 }
 
 /// Why a manager could not start.
@@ -102,6 +102,12 @@ pub enum ManagerError {
     /// The store's content cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The authority cannot be used.
+    #[error("failed to make the manager's certificate")]
+    Pki(#[from] PkiError),
+    /// The certificate cannot be used.
+    #[error("failed to set TLS up")]
+    Tls(#[from] rustls::Error),
     /// No thread.
     #[error("failed to start the manager's threads")]
     Thread(#[source] io::Error),
@@ -135,17 +141,19 @@ impl ManagerHandle {
             listen,
             host,
             store,
-            token,
+            authority,
+            lifetime,
             prober,
             pools,
+            clock: wall,
         } = config;
-        let clock = Clock::start();
         let mut keeper = Keeper {
             store,
             host,
-            cluster: token.cluster(),
-            clock,
             pools,
+            cluster: authority.cluster(),
+            wall: wall.clone(),
+            started: Instant::now(),
         };
         let manager = keeper.load()?;
         let listener =
@@ -170,19 +178,18 @@ impl ManagerHandle {
         }));
         let stop = Arc::new(Notify::new());
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
-        let door = Arc::new(Door {
-            token,
-            inputs,
-            pending: Mutex::new(HashMap::new()),
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-        });
+        let signer = Signer {
+            authority,
+            lifetime,
+            clock: wall,
+        };
+        let door = Arc::new(Door::new(host, signer.clone(), inputs)?);
         let stopped = Arc::clone(&stop);
         let serve = move || {
             runtime.block_on(async {
                 tokio::select! {
                     () = stopped.notified() => {}
-                    () = accept(listener, &door) => {}
-                    () = tick(&door) => {}
+                    () = door.open(listener) => {}
                 }
             });
             // Ends every connection; with the last sender of inputs gone, the other thread ends too.
@@ -190,6 +197,7 @@ impl ManagerHandle {
         let turns = Turns {
             manager: Ok(manager),
             keeper,
+            signer,
             outboxes: HashMap::new(),
             prober,
             probing: Arc::new(AtomicUsize::new(0)),
@@ -244,8 +252,15 @@ impl Drop for ManagerHandle {
 }
 
 enum Input {
+    Join {
+        from: IpAddr,
+        secret: Secret,
+        request: Vec<u8>,
+        outbox: Outbox,
+    },
     Hello {
         connection: Connection,
+        certificate: Certificate,
         from: IpAddr,
         host: HostInfo,
         last_epoch: Epoch,
@@ -266,30 +281,27 @@ struct Keeper {
     store: Box<dyn Store>,
     host: HostId,
     cluster: String,
-    clock: Clock,
     pools: Vec<AddressPool>,
-}
-
-#[derive(Clone, Copy)]
-struct Clock {
+    wall: WallClock,
     started: Instant,
-    unix: Duration,
 }
 
-impl Clock {
-    fn start() -> Self {
-        // A clock before 1970 shows 1970 as the making of a network, and nothing else.
-        let unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Self {
-            started: Instant::now(),
-            unix,
-        }
-    }
+/// Signs certificates.
+#[derive(Clone)]
+struct Signer {
+    authority: Arc<Authority>,
+    lifetime: Duration,
+    clock: WallClock,
+}
 
-    fn now(&self) -> Duration {
-        self.started.elapsed()
+impl Signer {
+    fn sign(&self, request: &[u8], host: HostId, role: Role) -> Result<Vec<u8>, PkiError> {
+        let Self {
+            authority,
+            lifetime,
+            clock,
+        } = self;
+        authority.sign(request, host, role, clock.unix(), *lifetime)
     }
 }
 
@@ -300,10 +312,14 @@ impl Keeper {
             host: self.host,
             cluster: self.cluster.clone(),
             seed: u64::from_be_bytes(random_bytes()),
-            unix_at_zero: self.clock.unix,
+            unix_at_zero: self.wall.unix().saturating_sub(self.now()),
             pools: self.pools.clone(),
         };
-        Ok(Manager::new(settings, &stored, self.clock.now())?)
+        Ok(Manager::new(settings, &stored, self.now())?)
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 }
 
@@ -312,6 +328,7 @@ struct Turns {
     /// Or why there is none, and when to try again.
     manager: Result<Manager, (String, Duration)>,
     keeper: Keeper,
+    signer: Signer,
     outboxes: HashMap<Connection, Outbox>,
     prober: Arc<dyn Prober>,
     probing: Arc<AtomicUsize>,
@@ -331,7 +348,7 @@ impl Turns {
     }
 
     fn handle(&mut self, input: Input) {
-        let now = self.keeper.clock.now();
+        let now = self.keeper.now();
         if let Err((_, retry_at)) = &self.manager
             && now >= *retry_at
         {
@@ -340,11 +357,33 @@ impl Turns {
                 .load()
                 .map_err(|error| (error.to_string(), now + STORE_RETRY));
         }
+        if let Ok(manager) = &mut self.manager {
+            manager.set_unix(self.keeper.wall.unix());
+        }
         match (&mut self.manager, input) {
+            (
+                Ok(manager),
+                Input::Join {
+                    from,
+                    secret,
+                    request,
+                    outbox,
+                },
+            ) => {
+                let answer = manager
+                    .redeem(&secret)
+                    .and_then(|role| join(&self.signer, from, role, &request));
+                outbox.send(
+                    answer
+                        .unwrap_or_else(|reason| reject(reason, from))
+                        .encode(),
+                );
+            }
             (
                 Ok(manager),
                 Input::Hello {
                     connection,
+                    certificate,
                     from,
                     host,
                     last_epoch,
@@ -352,13 +391,16 @@ impl Turns {
                 },
             ) => {
                 let name = host.name.clone();
-                match manager.handle_hello(connection, from, host, last_epoch, now) {
+                let admitted = manager
+                    .admit(connection, certificate, &host)
+                    .and_then(|()| manager.handle_hello(connection, from, host, last_epoch, now));
+                match admitted {
                     Ok(()) => {
                         self.outboxes.insert(connection, outbox);
                     }
-                    Err(reason) => {
+                    Err(Refusal { reason, removed }) => {
                         tracing::warn!(host = %name, %from, %reason, "refused a host");
-                        outbox.send(ToAgent::Reject { reason }.encode());
+                        outbox.send(ToAgent::Reject { reason, removed }.encode());
                     }
                 }
             }
@@ -374,9 +416,12 @@ impl Turns {
                 self.outboxes.remove(&connection);
             }
             (Ok(manager), Input::Tick) => manager.handle_timeout(now),
-            (Err((cause, _)), Input::Hello { outbox, .. }) => {
+            (
+                Err((cause, _)),
+                Input::Hello { outbox, from, .. } | Input::Join { outbox, from, .. },
+            ) => {
                 let reason = format!("the manager cannot use its store: {cause}");
-                outbox.send(ToAgent::Reject { reason }.encode());
+                outbox.send(reject(reason, from).encode());
             }
             (Err(_), Input::Message { .. } | Input::Disconnected { .. } | Input::Tick) => {}
         }
@@ -395,7 +440,7 @@ impl Turns {
             // What was not made durable did not happen: forget it, and begin again from what is.
             tracing::error!(%error, "failed to write the store; every agent connects anew");
             lock(&self.status).store_error = Some(error.to_string());
-            self.manager = Err((error.to_string(), self.keeper.clock.now() + STORE_RETRY));
+            self.manager = Err((error.to_string(), self.keeper.now() + STORE_RETRY));
             self.outboxes.clear();
             return;
         }
@@ -412,6 +457,23 @@ impl Turns {
                     }
                 }
                 Output::Close(connection) => drop(self.outboxes.remove(&connection)),
+                Output::Sign {
+                    connection,
+                    call,
+                    host,
+                    role,
+                    request,
+                } => {
+                    if let Some(outbox) = self.outboxes.get(&connection) {
+                        let signed = self.signer.sign(&request, host, role);
+                        let answer = signed
+                            .map(Response::Certificate)
+                            .map_err(|error| error.to_string());
+                        for part in Manager::reply(call, &answer) {
+                            outbox.send(part.encode());
+                        }
+                    }
+                }
                 Output::Probe {
                     connection,
                     call,
@@ -427,6 +489,27 @@ impl Turns {
         let mut status = lock(&self.status);
         (status.connected, status.hosts) = (connected, hosts);
         status.store_error = None;
+    }
+}
+
+/// A certificate for a new host, under an id that nobody has yet.
+fn join(signer: &Signer, from: IpAddr, role: Role, request: &[u8]) -> Result<ToAgent, String> {
+    let host = HostId::random();
+    let certificate = signer
+        .sign(request, host, role)
+        .map_err(|error| error.to_string())?;
+    tracing::info!(%from, %host, %role, "signed a certificate for a new host");
+    Ok(ToAgent::Joined {
+        certificate,
+        ca: signer.authority.certificate().to_vec(),
+    })
+}
+
+fn reject(reason: String, from: IpAddr) -> ToAgent {
+    tracing::warn!(%from, %reason, "refused a connection");
+    ToAgent::Reject {
+        reason,
+        removed: false,
     }
 }
 
@@ -478,175 +561,6 @@ fn probe(
         // The asker's deadline ends its call.
         probing.fetch_sub(1, Ordering::Relaxed);
         tracing::error!(%error, "failed to start a thread for a probe");
-    }
-}
-
-/// Where connections come in.
-struct Door {
-    token: Token,
-    inputs: mpsc::Sender<Input>,
-    /// Connections without a token yet, by address.
-    pending: Mutex<HashMap<IpAddr, usize>>,
-    connections: Arc<Semaphore>,
-}
-
-/// One connection without a token yet; dropping it makes room.
-struct Pending<'d>(&'d Door, IpAddr);
-
-impl Door {
-    fn pend(&self, from: IpAddr) -> Option<Pending<'_>> {
-        let mut pending = lock(&self.pending);
-        let all: usize = pending.values().sum();
-        let own = pending.get(&from).copied().unwrap_or_default();
-        if all >= PENDING_MAX.1 || own >= PENDING_MAX.0 {
-            return None;
-        }
-        pending.insert(from, own + 1);
-        Some(Pending(self, from))
-    }
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        let mut pending = lock(&self.0.pending);
-        if let Some(own) = pending.get_mut(&self.1) {
-            *own -= 1;
-            if *own == 0 {
-                pending.remove(&self.1);
-            }
-        }
-    }
-}
-
-async fn tick(door: &Door) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if door.inputs.send(Input::Tick).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn accept(listener: std::net::TcpListener, door: &Arc<Door>) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "failed to listen");
-            return;
-        }
-    };
-    for connection in 0.. {
-        match listener.accept().await {
-            Ok((stream, from)) => {
-                // Heartbeats and single rows must not wait for more.
-                let _ = stream.set_nodelay(true);
-                let door = Arc::clone(door);
-                tokio::spawn(async move { serve(stream, connection, from.ip(), &door).await });
-            }
-            Err(error) => {
-                tracing::error!(%error, "failed to accept a connection");
-                tokio::time::sleep(TICK).await;
-            }
-        }
-    }
-}
-
-/// One connection, from its first byte to its last. Any stream will do.
-async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
-    stream: S,
-    connection: Connection,
-    from: IpAddr,
-    door: &Door,
-) {
-    let Some(pending) = door.pend(from) else {
-        return;
-    };
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let greeted = timeout(HELLO_PATIENCE, read_frame(&mut reader, HELLO_MAX)).await;
-    let Ok(Ok(frame)) = greeted else { return };
-    let (host, last_epoch) = match check_hello(&frame, &door.token) {
-        Ok(hello) => hello,
-        Err(reason) => {
-            tracing::warn!(%from, %reason, "refused a connection");
-            let reject = ToAgent::Reject {
-                reason: reason.to_owned(),
-            }
-            .encode();
-            // A peer that is wrong may also be gone.
-            let _ = timeout(HELLO_PATIENCE, write_frame(&mut writer, &reject)).await;
-            return;
-        }
-    };
-    let Ok(_place) = door.connections.try_acquire() else {
-        return;
-    };
-    drop(pending);
-    let name = host.name.clone();
-    let (outbox, closed) = Outbox::new(writer);
-    if door
-        .inputs
-        .send(Input::Hello {
-            connection,
-            from,
-            host,
-            last_epoch,
-            outbox,
-        })
-        .await
-        .is_err()
-    {
-        return;
-    }
-    loop {
-        let frame = tokio::select! {
-            frame = read_frame(&mut reader, FRAME_MAX) => frame,
-            () = closed.notified() => break,
-        };
-        let Ok(frame) = frame else { break };
-        match ToManager::decode(&frame) {
-            Ok(message) => {
-                if door
-                    .inputs
-                    .send(Input::Message {
-                        connection,
-                        message,
-                    })
-                    .await
-                    .is_err()
-                {
-                    break;
-                }
-            }
-            // From a newer agent; what it says besides is still right.
-            Err(MessageError::Kind) => {}
-            Err(error) => {
-                tracing::warn!(host = %name, %from, %error, "closed a connection");
-                break;
-            }
-        }
-    }
-    // Where the state machine is gone, so is its view of this connection.
-    let _ = door.inputs.send(Input::Disconnected { connection }).await;
-}
-
-/// Whether a first message opens the door. A refusal tells nothing of the token or the cluster.
-fn check_hello(frame: &[u8], token: &Token) -> Result<(HostInfo, Epoch), &'static str> {
-    match ToManager::decode(frame) {
-        Ok(ToManager::Hello { version, .. }) if version != VERSION => Err(
-            "another version of the control protocol: run the same release of towline on every host",
-        ),
-        Ok(ToManager::Hello {
-            token: shown,
-            host,
-            last_epoch,
-            ..
-        }) if shown == *token => Ok((host, last_epoch)),
-        Ok(ToManager::Hello { .. }) => {
-            Err("wrong token: use the one that `towline init` printed on the manager's host")
-        }
-        Ok(_) | Err(_) => Err("no hello"),
     }
 }
 

@@ -1,77 +1,124 @@
-//! The secret that lets a host into a cluster.
+//! The text that lets a host into a cluster: which authority to believe, and a secret to be believed by.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::host::{parse_hex, random_bytes, write_hex};
+use serde::{Deserialize, Serialize};
 
-/// A cluster's join token: `tl1-<cluster>-<secret>`, 16 and 32 hexadecimal digits.
+use crate::host::{parse_hex, random_bytes};
+use crate::pki::{Hex, cluster_of};
+
+/// 128 random bits that a manager gives a certificate for.
 ///
-/// [`fmt::Display`] shows the whole token, because `init` prints it; [`fmt::Debug`] hides the secret, so that no log holds it.
-/// Comparison takes the same time wherever two secrets differ.
+/// [`fmt::Debug`] hides them, so that no log holds them. Comparison takes the same time wherever two secrets differ.
 #[derive(Clone)]
+pub struct Secret([u8; 16]);
+
+impl Secret {
+    /// A new one from the kernel's random numbers.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(random_bytes())
+    }
+
+    /// From its 16 bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 16 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        // Every byte is looked at, wherever the first difference is: the time tells nothing of the secret. `black_box` keeps
+        // the compiler from turning the fold into an early exit.
+        let pairs = self.0.iter().zip(&other.0);
+        pairs.fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b))) == 0
+    }
+}
+
+impl Eq for Secret {}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Hex(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        // The text is not repeated: it may be nearly a secret.
+        parse_hex(&text)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("not 32 hexadecimal digits"))
+    }
+}
+
+/// A cluster's join token: `tl1-<digest>-<secret>`, 64 and 32 hexadecimal digits. The digest is the SHA-256 of the certificate of
+/// the cluster's authority; what the host may become, a worker or a manager, only the manager knows.
+///
+/// [`fmt::Display`] shows the whole token, because commands print it; [`fmt::Debug`] hides the secret.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    cluster: [u8; 8],
-    secret: [u8; 16],
+    digest: [u8; 32],
+    secret: Secret,
 }
 
 impl Token {
-    /// A new cluster and its secret.
+    /// The token of the authority with this digest and this secret.
     #[must_use]
-    pub fn random() -> Self {
-        Self {
-            cluster: random_bytes(),
-            secret: random_bytes(),
-        }
+    pub const fn new(digest: [u8; 32], secret: Secret) -> Self {
+        Self { digest, secret }
+    }
+
+    /// The SHA-256 digest of the authority's certificate.
+    #[must_use]
+    pub const fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// What opens the door.
+    #[must_use]
+    pub const fn secret(&self) -> &Secret {
+        &self.secret
     }
 
     /// The public half: which cluster this is, as 16 hexadecimal digits.
     #[must_use]
     pub fn cluster(&self) -> String {
-        struct Hex([u8; 8]);
-        impl fmt::Display for Hex {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write_hex(f, &self.0)
-            }
-        }
-        Hex(self.cluster).to_string()
+        cluster_of(&self.digest)
     }
 }
-
-impl PartialEq for Token {
-    fn eq(&self, other: &Self) -> bool {
-        // Every byte is looked at, wherever the first difference is: the time tells nothing of the secret. `black_box` keeps
-        // the compiler from turning the fold into an early exit.
-        let difference = self
-            .secret
-            .iter()
-            .zip(&other.secret)
-            .fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
-        self.cluster == other.cluster && difference == 0
-    }
-}
-
-impl Eq for Token {}
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("tl1-")?;
-        write_hex(f, &self.cluster)?;
-        f.write_str("-")?;
-        write_hex(f, &self.secret)
+        write!(f, "tl1-{}-{}", Hex(&self.digest), Hex(&self.secret.0))
     }
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Token(tl1-{}-…)", self.cluster())
+        write!(f, "Token(tl1-{}…)", self.cluster())
     }
 }
 
 /// A text that is no token. The text itself is not repeated: it may hold a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "invalid token: it must look like tl1-<16 hex digits>-<32 hex digits>, as `towline init` printed it"
+    "invalid token: it must look like tl1-<64 hex digits>-<32 hex digits>, as `towline token` on a manager's host prints it"
 )]
 pub struct TokenError;
 
@@ -79,13 +126,13 @@ impl FromStr for Token {
     type Err = TokenError;
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
-        let (cluster, secret) = text
+        let (digest, secret) = text
             .strip_prefix("tl1-")
             .and_then(|rest| rest.split_once('-'))
             .ok_or(TokenError)?;
         Ok(Self {
-            cluster: parse_hex(cluster).ok_or(TokenError)?,
-            secret: parse_hex(secret).ok_or(TokenError)?,
+            digest: parse_hex(digest).ok_or(TokenError)?,
+            secret: Secret(parse_hex(secret).ok_or(TokenError)?),
         })
     }
 }
@@ -96,43 +143,53 @@ mod tests {
 
     #[test]
     fn a_token_survives_text_and_hides_from_debug() {
-        let token = Token::random();
+        let token = Token::new(random_bytes(), Secret::random());
         let text = token.to_string();
         assert_eq!(text.parse::<Token>().unwrap(), token);
-        assert_eq!(text.len(), 4 + 16 + 1 + 32);
-        let debug = format!("{token:?}");
+        assert_eq!(text.len(), 4 + 64 + 1 + 32);
+        let secret = text.rsplit('-').next().unwrap();
+        let debug = format!("{token:?} {:?}", token.secret());
         assert!(debug.contains(&token.cluster()));
-        assert!(!debug.contains(text.rsplit('-').next().unwrap()));
+        assert!(!debug.contains(secret));
+        let stored = serde_json::to_string(token.secret()).unwrap();
+        assert_eq!(
+            &serde_json::from_str::<Secret>(&stored).unwrap(),
+            token.secret()
+        );
+        let error = serde_json::from_str::<Secret>(&stored[..20])
+            .unwrap_err()
+            .to_string();
+        assert!(!error.contains(&secret[..8]), "{error}");
     }
 
     #[test]
     fn one_other_bit_is_another_token() {
-        let token = Token::random();
+        let token = Token::new([7; 32], Secret::random());
         for bit in 0..128 {
             let mut other = token.clone();
-            other.secret[bit / 8] ^= 1 << (bit % 8);
+            other.secret.0[bit / 8] ^= 1 << (bit % 8);
             assert_ne!(token, other);
         }
         assert_ne!(
             Token {
-                cluster: [0; 8],
+                digest: [8; 32],
                 ..token.clone()
             },
-            Token {
-                cluster: [1; 8],
-                ..token
-            }
+            token
         );
     }
 
     #[test]
     fn wrong_texts_are_refused() {
+        let zeros = "0".repeat(64);
         for text in [
-            "",
-            "tl1-",
-            "tl1-00-00",
-            "tl2-0000000000000000-00000000000000000000000000000000",
-            "tl1-000000000000000g-00000000000000000000000000000000",
+            String::new(),
+            "tl1-".to_owned(),
+            "tl1-00-00".to_owned(),
+            format!("tl2-{zeros}-{}", "0".repeat(32)),
+            format!("tl1-{zeros}-{}", "0".repeat(31)),
+            format!("tl1-{zeros}-{}g", "0".repeat(31)),
+            format!("tl1-{}-{}", "0".repeat(16), "0".repeat(32)),
         ] {
             assert_eq!(text.parse::<Token>(), Err(TokenError), "{text}");
         }

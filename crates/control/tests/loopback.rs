@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use control::{
-    AgentConfig, AgentHandle, Endpoint, EndpointState, Event, HostId, HostInfo, ManagerConfig,
-    ManagerError, ManagerHandle, MemberState, MemoryStore, NetworkSpec, Prober, RedbStore, Request,
-    RequestError, Response, Store, TableChange, Token,
+    AgentConfig, AgentHandle, Authority, Endpoint, EndpointState, Event, HostId, HostInfo,
+    ManagerConfig, ManagerError, ManagerHandle, MemberState, MemoryStore, NetworkSpec, Prober,
+    RedbStore, Request, RequestError, Response, Role, Store, TableChange, WallClock, pki,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,7 +28,7 @@ impl Prober for Probes {
 }
 
 struct Cluster {
-    token: Token,
+    authority: Arc<Authority>,
     manager_host: HostId,
     manager: SocketAddr,
     probes: Arc<Probes>,
@@ -38,7 +38,7 @@ impl Cluster {
     /// A cluster and its running manager. Each test has its own 127.N.0.0/16, so that all may run at once.
     fn start(net: u8, store: Box<dyn Store>) -> (Self, ManagerHandle) {
         let cluster = Self {
-            token: Token::random(),
+            authority: Arc::new(Authority::create(WallClock::default().unix()).unwrap()),
             manager_host: HostId::from_bytes([1; 16]),
             manager: SocketAddr::new([127, net, 0, 1].into(), 4789),
             probes: Arc::default(),
@@ -52,9 +52,11 @@ impl Cluster {
             listen: self.manager,
             host: self.manager_host,
             store,
-            token: self.token.clone(),
+            authority: Arc::clone(&self.authority),
+            lifetime: pki::LIFETIME,
             prober: Arc::clone(&self.probes) as Arc<dyn Prober>,
             pools: Vec::new(),
+            clock: WallClock::default(),
         })
     }
 
@@ -68,9 +70,12 @@ impl Cluster {
 
     fn config(&self, host: u8) -> AgentConfig {
         let vtep = self.address(host);
+        let id = HostId::from_bytes([host; 16]);
+        let now = WallClock::default().unix();
+        let identity = self.authority.issue(id, Role::Worker, now, pki::LIFETIME);
         AgentConfig {
             host: HostInfo {
-                id: HostId::from_bytes([host; 16]),
+                id,
                 name: format!("h{host}"),
                 vtep,
                 port: 4789,
@@ -78,10 +83,11 @@ impl Cluster {
                 incarnation: 1,
             },
             managers: vec![self.manager],
-            token: self.token.clone(),
+            identity: Arc::new(identity.unwrap()),
             bind: vtep,
             endpoints: Vec::new(),
             cache: None,
+            clock: WallClock::default(),
         }
     }
 
@@ -274,11 +280,6 @@ fn who_may_not_come_in_is_told_why() {
             other => panic!("{other:?}"),
         }
     };
-    let wrong = AgentConfig {
-        token: Token::random(),
-        ..cluster.config(2)
-    };
-    assert!(refused(wrong).starts_with("wrong token"));
     let mut elsewhere = cluster.config(2);
     elsewhere.bind = cluster.address(3);
     assert!(refused(elsewhere).contains("connects from 127.102.0.3"));
@@ -457,6 +458,6 @@ fn strangers_cannot_crowd_a_host_out() {
         // Ends by a close or a reset, within the time that a hello may take.
         let _ = stranger.read_to_end(&mut said);
         let said = String::from_utf8_lossy(&said).into_owned();
-        assert!(!said.contains(&cluster.token.cluster()), "{said}");
+        assert!(!said.contains(&cluster.authority.cluster()), "{said}");
     }
 }

@@ -11,22 +11,22 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use control::agent::{self, Agent};
-use control::manager::{self, GRACE, HEARTBEAT, Manager, Settings};
+use control::manager::{self, GRACE, HEARTBEAT, Manager, Refusal, Settings};
 use control::message::{ToAgent, ToManager};
 use control::{
     Endpoint, EndpointState, Epoch, Event, HostId, HostInfo, MemberState, MemoryStore, NetworkSpec,
-    Request, Response, Row, State, Store, Token,
+    Request, Response, Row, State, Store,
 };
 use proptest::prelude::*;
 use vtep::Vni;
 
+const CLUSTER: &str = "0123456789abcdef";
 const HOSTS: u8 = 4;
 /// Few addresses, so that they come round.
 const SUBNET: &str = "10.0.9.0/28";
 
 struct Sim {
     now: Duration,
-    token: Token,
     store: MemoryStore,
     checkpoint: BTreeMap<String, String>,
     manager: Manager,
@@ -105,15 +105,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 impl Sim {
     fn new() -> Self {
-        let token = Token::random();
         let store = MemoryStore::default();
-        let hosts = (1..=HOSTS).map(|n| Host::new(n, &token)).collect();
-        let manager = load(&token, &store, Duration::ZERO);
+        let hosts = (1..=HOSTS).map(|n| Host::new(n)).collect();
+        let manager = load(&store, Duration::ZERO);
         let vni = Vni::new(4096).unwrap();
         let checkpoint = BTreeMap::new();
         let mut sim = Self {
             now: Duration::ZERO,
-            token,
             store,
             checkpoint,
             manager,
@@ -244,7 +242,7 @@ impl Sim {
         }
         // No restart is faster than the clock's millisecond.
         self.now += Duration::from_secs(1);
-        self.manager = load(&self.token, &self.store, self.now);
+        self.manager = load(&self.store, self.now);
     }
 
     fn lose_store(&mut self) {
@@ -317,11 +315,19 @@ impl Sim {
             );
             match message {
                 ToManager::Hello {
-                    host, last_epoch, ..
+                    host: info,
+                    last_epoch,
+                    ..
                 } => {
-                    self.manager
-                        .handle_hello(connection, from, host, last_epoch, now)
-                        .unwrap();
+                    let refused = self
+                        .manager
+                        .handle_hello(connection, from, info, last_epoch, now);
+                    if let Err(Refusal { reason, removed }) = refused {
+                        assert!(removed, "{reason}");
+                        self.hosts[host]
+                            .to_agent
+                            .push_back(ToAgent::Reject { reason, removed });
+                    }
                 }
                 message => self.manager.handle_message(connection, message, now),
             }
@@ -414,7 +420,9 @@ impl Sim {
                         self.cut(host);
                     }
                 }
-                manager::Output::Probe { .. } => panic!("nobody probes here"),
+                manager::Output::Probe { .. } | manager::Output::Sign { .. } => {
+                    panic!("nobody probes or renews here")
+                }
             }
         }
     }
@@ -459,7 +467,8 @@ impl Sim {
     fn check_settled(&self) {
         let table = self.manager.table(self.vni).unwrap();
         let truth = sorted(table.rows());
-        for host in &self.hosts {
+        // Who was removed is told nothing any more, and runs nothing.
+        for host in self.hosts.iter().filter(|host| !host.agent.has_left()) {
             let view = host.agent.table(self.vni).unwrap();
             assert_eq!(sorted(view.rows()), truth, "the view of {}", host.info.name);
             for member in view.members() {
@@ -492,7 +501,7 @@ impl Sim {
 }
 
 impl Host {
-    fn new(n: u8, token: &Token) -> Self {
+    fn new(n: u8) -> Self {
         let info = HostInfo {
             id: HostId::from_bytes([n; 16]),
             name: format!("h{n}"),
@@ -504,7 +513,7 @@ impl Host {
         Self {
             agent: Agent::new(
                 info.clone(),
-                token.clone(),
+                CLUSTER.to_owned(),
                 vec!["192.0.2.1:4789".parse().unwrap()],
             ),
             info,
@@ -536,10 +545,10 @@ impl Host {
     }
 }
 
-fn load(token: &Token, store: &MemoryStore, now: Duration) -> Manager {
+fn load(store: &MemoryStore, now: Duration) -> Manager {
     let settings = Settings {
         host: HostId::from_bytes([1; 16]),
-        cluster: token.cluster(),
+        cluster: CLUSTER.to_owned(),
         seed: 1,
         unix_at_zero: Duration::from_secs(1_000_000),
         pools: Vec::new(),
@@ -619,7 +628,13 @@ fn a_host_that_returns_after_its_removal_takes_its_ports_down() {
     let mut sim = Sim::new();
     sim.start(1);
     sim.cut(1);
-    let removed = sim.call(0, Request::RemoveHost("h2".to_owned()));
+    let removed = sim.call(
+        0,
+        Request::RemoveHost {
+            host: "h2".to_owned(),
+            force: false,
+        },
+    );
     assert!(matches!(removed, Some(Ok(Response::Done))), "{removed:?}");
     assert_eq!(sim.hosts[1].runs.len(), 1);
     sim.settle();

@@ -2,17 +2,21 @@
 //! the later wins. Checked once, here.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use control::AddressPool;
+use control::pki::LIFETIME;
 use serde::Deserialize;
 use vtep::datapath::Backend;
 
 use crate::cli::DEFAULT_SOCKET;
+use crate::cli::token::duration;
 
 const DEFAULT_CONFIG: &str = "/etc/towline/towline.toml";
 const DEFAULT_STATE_DIR: &str = "/var/lib/towline";
 const MAX_WORKERS: usize = 64;
+const MIN_CERT_EXPIRY: Duration = Duration::from_secs(10);
 
 /// The agent's options as given on the command line or in the environment.
 #[derive(Debug, Default, clap::Args)]
@@ -37,6 +41,10 @@ pub(crate) struct Flags {
     /// [default: accept them, RFC 7348 §5; configuration key: strict-reserved-bits]
     #[arg(long, env = "TOWLINE_STRICT_RESERVED_BITS")]
     strict_reserved_bits: bool,
+    /// How long certificates are good for that this host's manager signs: a number with s, m, h or d, at least 10s;
+    /// hosts renew theirs after two thirds of it [default: 90d; configuration key: cert-expiry]
+    #[arg(long, env = "TOWLINE_CERT_EXPIRY", value_name = "DURATION")]
+    cert_expiry: Option<String>,
 }
 
 /// The same options as keys of the configuration file.
@@ -51,6 +59,7 @@ struct File {
     strict_reserved_bits: Option<bool>,
     #[serde(default)]
     default_address_pools: Vec<AddressPool>,
+    cert_expiry: Option<String>,
 }
 
 /// What the agent runs with.
@@ -70,6 +79,8 @@ pub(crate) struct Config {
     pub(crate) strict_reserved_bits: bool,
     /// Where a manager here draws subnets from, unless `init` was told; none: 10.0.0.0/8 in pieces of /24.
     pub(crate) pools: Vec<AddressPool>,
+    /// How long certificates are good for that this host's manager signs.
+    pub(crate) cert_expiry: Duration,
 }
 
 impl Config {
@@ -99,8 +110,18 @@ impl Config {
         }
         control::check_pools(&file.default_address_pools)
             .context("cannot use default-address-pools of the configuration file")?;
+        let cert_expiry = match flags.cert_expiry.or(file.cert_expiry) {
+            Some(text) => duration(&text)
+                .ok()
+                .filter(|&expiry| expiry >= MIN_CERT_EXPIRY)
+                .with_context(|| {
+                    format!("cert-expiry '{text}' is wrong: write a number and s, m, h or d, at least 10s")
+                })?,
+            None => LIFETIME,
+        };
         Ok(Self {
             name,
+            cert_expiry,
             state_dir: absolute(flags.state_dir.or(file.state_dir), DEFAULT_STATE_DIR)?,
             socket: absolute(socket.map(Path::to_owned).or(file.socket), DEFAULT_SOCKET)?,
             backend: flags.backend.or(file.backend).unwrap_or(Backend::Offload),

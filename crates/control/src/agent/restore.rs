@@ -72,7 +72,6 @@ mod tests {
     use crate::network::Network;
     use crate::request::Event;
     use crate::row::{Row, State};
-    use crate::token::Token;
 
     const VNI: u32 = 4096;
 
@@ -91,9 +90,11 @@ mod tests {
         }
     }
 
-    fn agent(token: &Token) -> Agent {
+    const CLUSTER: &str = "0123456789abcdef";
+
+    fn agent() -> Agent {
         let manager: SocketAddr = "192.0.2.1:4789".parse().unwrap();
-        let mut agent = Agent::new(host(2), token.clone(), vec![manager]);
+        let mut agent = Agent::new(host(2), CLUSTER.to_owned(), vec![manager]);
         agent.subscribe(vni());
         agent
     }
@@ -123,7 +124,7 @@ mod tests {
     }
 
     /// What a manager says to an agent that has just said hello.
-    fn news(token: &Token) -> Vec<ToAgent> {
+    fn news() -> Vec<ToAgent> {
         let view = |n, up| HostView {
             info: host(n),
             up,
@@ -139,7 +140,7 @@ mod tests {
         .unwrap();
         vec![
             ToAgent::Welcome {
-                cluster: token.cluster(),
+                cluster: CLUSTER.to_owned(),
                 manager: host(1).id,
                 heartbeat: Duration::from_millis(500),
                 last_epoch: Epoch::new(1, 90),
@@ -164,16 +165,15 @@ mod tests {
 
     #[test]
     fn an_agent_knows_what_the_one_before_it_knew() {
-        let token = Token::random();
-        let mut first = agent(&token);
+        let mut first = agent();
         first.handle_connected(first.managers()[0], Duration::ZERO);
-        for message in news(&token) {
+        for message in news() {
             first.handle_message(message, Duration::from_secs(1));
         }
-        let written: Vec<ToAgent> = first.snapshot(&token.cluster());
+        let written: Vec<ToAgent> = first.snapshot(CLUSTER);
         // From a file written anew, and from one to which messages were appended.
-        for messages in [written, news(&token)] {
-            let mut second = agent(&token);
+        for messages in [written, news()] {
+            let mut second = agent();
             for message in messages {
                 let bytes = message.encode();
                 second.restore(ToAgent::decode(&bytes).unwrap(), Duration::from_secs(1));
@@ -201,7 +201,7 @@ mod tests {
 
             // It goes on from where the first one was, and says the highest epoch ever seen.
             second.handle_connected(second.managers()[0], Duration::from_secs(61));
-            second.handle_message(news(&token).swap_remove(0), Duration::from_secs(61));
+            second.handle_message(news().swap_remove(0), Duration::from_secs(61));
             let mut said = std::iter::from_fn(|| second.poll_message());
             assert!(matches!(
                 said.next(),
@@ -228,14 +228,13 @@ mod tests {
 
     #[test]
     fn other_networks_than_those_subscribed_are_not_taken_up() {
-        let token = Token::random();
-        let mut second = Agent::new(host(2), token.clone(), Vec::new());
-        for message in news(&token) {
+        let mut second = Agent::new(host(2), CLUSTER.to_owned(), Vec::new());
+        for message in news() {
             second.restore(message, Duration::ZERO);
         }
         assert!(second.table(vni()).is_none());
         assert!(
-            second.snapshot(&token.cluster()).len() == 2,
+            second.snapshot(CLUSTER).len() == 2,
             "the cluster and its hosts"
         );
     }

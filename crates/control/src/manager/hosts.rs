@@ -6,20 +6,21 @@ use std::time::Duration;
 
 use super::{
     Connection, GENERATION_MAX, GRACE, HEARTBEAT, ITEMS_PER_MESSAGE, Liveness, Manager, Output,
-    Peer,
+    Peer, Refusal,
 };
 use crate::agent::{SILENCE, millis};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo, HostView};
 use crate::message::ToAgent;
 use crate::network::{is_valid_name, quote};
+use crate::pki::Role;
 use crate::request::Response;
 
 /// The least IPv4 MTU that every host takes (RFC 791), and the overhead over IPv6.
 const LINK_MTU_MIN: u16 = 576 + 70;
 
 impl Manager {
-    /// A host whose token is right said hello, from this address. A refusal is the line to reject it with.
+    /// A host said hello, from this address. [`Manager::admit`] has seen its certificate; without that it is a worker.
     pub fn handle_hello(
         &mut self,
         connection: Connection,
@@ -27,8 +28,9 @@ impl Manager {
         info: HostInfo,
         last_epoch: Epoch,
         now: Duration,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         let id = info.id;
+        self.check_revoked(id)?;
         self.check_host(&info, from, now)?;
         if self.state.is_lost(last_epoch) && last_epoch.generation() < GENERATION_MAX {
             tracing::warn!(
@@ -62,10 +64,18 @@ impl Manager {
         if changed || !was_up {
             self.tell_host(id, now);
         }
+        let certificate = self.admitted.remove(&connection);
+        let role = certificate
+            .as_ref()
+            .map_or(Role::Worker, |certificate| certificate.role);
+        if let Some(certificate) = certificate {
+            self.state.put_certificate(id, certificate.serial);
+        }
         self.connections.insert(
             connection,
             Peer {
                 host: id,
+                role,
                 heard: now,
                 subscriptions: BTreeSet::new(),
             },
@@ -219,7 +229,12 @@ impl Manager {
         }
     }
 
-    pub(super) fn remove_host(&mut self, wanted: &str, now: Duration) -> Result<Response, String> {
+    pub(super) fn remove_host(
+        &mut self,
+        wanted: &str,
+        force: bool,
+        now: Duration,
+    ) -> Result<Response, String> {
         let found = self
             .state
             .hosts
@@ -237,18 +252,21 @@ impl Manager {
                 "host {name} runs this manager: run `towline leave` there"
             ));
         }
-        if self.by_host.contains_key(&id) {
+        if self.by_host.contains_key(&id) && !force {
             return Err(format!(
-                "host {name} is connected: run `towline leave` there"
+                "host {name} is connected: run `towline leave` there, or `towline host rm --force {name}` \
+                 to cut its containers off"
             ));
         }
+        tracing::info!(host = %name, %id, "removed; no certificate of its is taken again");
         self.forget_host(id, now);
+        self.dismiss(id);
         Ok(Response::Done)
     }
 
     pub(super) fn forget_host(&mut self, id: HostId, now: Duration) {
         self.free_all(id, now);
-        self.state.remove_host(id);
+        self.state.remove_host(id, self.unix);
         self.liveness.remove(&id);
         let to = self.connections.keys().copied().collect();
         let message = ToAgent::Hosts {

@@ -1,6 +1,6 @@
 //! What a manager must not forget, in memory, with every change noted for the store.
 //!
-//! Keys of the store: `meta`, `host/ID`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
+//! Keys of the store: `meta`, `host/ID`, `certificate/ID`, `revoked/ID`, `token/ROLE`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
 //! `cursor/VNI/SUBNET`. One counter orders everything: epochs and revisions are drawn from it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,10 +11,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vtep::Vni;
 
+use super::trust::Ticket;
 use crate::allocator::{Pool, Usage};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
 use crate::network::{Endpoint, Network};
+use crate::pki::Role;
 use crate::request::SubnetUsage;
 use crate::row::{Row, State as RowState};
 use crate::store::Write;
@@ -34,13 +36,13 @@ pub enum StateError {
     },
     /// The store is another cluster's.
     #[error(
-        "the store belongs to cluster {stored}, the token to cluster {token}: name another state folder"
+        "the store belongs to cluster {stored}, this host to cluster {cluster}: name another state folder"
     )]
     Cluster {
         /// The store's cluster.
         stored: String,
-        /// The token's cluster.
-        token: String,
+        /// The host's cluster.
+        cluster: String,
     },
 }
 
@@ -165,6 +167,12 @@ pub(super) struct State {
     gaps: Vec<(Epoch, Epoch)>,
     pub(super) next_vni: u32,
     pub(super) hosts: BTreeMap<HostId, HostInfo>,
+    /// The serial number of the certificate that each host last came with.
+    certificates: BTreeMap<HostId, String>,
+    /// Hosts that were removed, and when, in seconds since 1970.
+    revoked: BTreeMap<HostId, u64>,
+    /// Join tokens.
+    tickets: BTreeMap<Role, Ticket>,
     pub(super) names: BTreeMap<String, HostId>,
     pub(super) networks: BTreeMap<Vni, NetworkState>,
     /// When a removed network's VNI was given up: nothing of it from before comes back.
@@ -189,6 +197,9 @@ impl State {
             gaps: Vec::new(),
             next_vni: FIRST_VNI,
             hosts: BTreeMap::new(),
+            certificates: BTreeMap::new(),
+            revoked: BTreeMap::new(),
+            tickets: BTreeMap::new(),
             names: BTreeMap::new(),
             networks: BTreeMap::new(),
             floors: BTreeMap::new(),
@@ -209,6 +220,11 @@ impl State {
         for (key, value) in entries {
             state.load_entry(key, value, now)?;
         }
+        for role in [Role::Worker, Role::Manager] {
+            if state.ticket(role).is_none() {
+                state.put_ticket(role, Ticket::random());
+            }
+        }
         state.begin(unix);
         Ok(state)
     }
@@ -222,7 +238,7 @@ impl State {
                 if meta.cluster != self.cluster {
                     return Err(StateError::Cluster {
                         stored: meta.cluster,
-                        token: self.cluster.clone(),
+                        cluster: self.cluster.clone(),
                     });
                 }
                 (self.last, self.next_vni, self.gaps) = (meta.last, meta.next_vni, meta.gaps);
@@ -230,6 +246,25 @@ impl State {
             ("host", Some(_)) => {
                 let info: HostInfo = parse(key, value)?;
                 self.hosts.insert(info.id, info);
+            }
+            ("certificate", Some(id)) => {
+                self.certificates.insert(
+                    id.parse().map_err(|_| entry_error(key, "no host id"))?,
+                    parse(key, value)?,
+                );
+            }
+            ("revoked", Some(id)) => {
+                self.revoked.insert(
+                    id.parse().map_err(|_| entry_error(key, "no host id"))?,
+                    parse(key, value)?,
+                );
+            }
+            ("token", Some(role)) => {
+                let role = parse(key, &format!("\"{role}\""))?;
+                // The cause is not repeated: it may hold a part of a secret.
+                let ticket = serde_json::from_str(value)
+                    .map_err(|_| entry_error(key, "no secret and date"))?;
+                self.tickets.insert(role, ticket);
             }
             ("name", Some(name)) => drop(self.names.insert(name.to_owned(), parse(key, value)?)),
             ("floor", Some(vni)) => drop(self.floors.insert(parse(key, vni)?, parse(key, value)?)),
@@ -345,9 +380,41 @@ impl State {
         self.hosts.insert(info.id, info);
     }
 
-    pub(super) fn remove_host(&mut self, id: HostId) {
+    /// Removes a host for good: no certificate of its id is ever good again. What is kept of it is a hundred bytes.
+    pub(super) fn remove_host(&mut self, id: HostId, unix: Duration) {
         self.hosts.remove(&id);
         self.erase(format!("host/{id}"));
+        if self.certificates.remove(&id).is_some() {
+            self.erase(format!("certificate/{id}"));
+        }
+        let since = unix.as_secs();
+        self.revoked.insert(id, since);
+        self.write(format!("revoked/{id}"), &since);
+    }
+
+    pub(super) fn is_revoked(&self, id: HostId) -> bool {
+        self.revoked.contains_key(&id)
+    }
+
+    /// The serial number of the certificate that a host last came with.
+    pub(super) fn certificate(&self, id: HostId) -> Option<&str> {
+        self.certificates.get(&id).map(String::as_str)
+    }
+
+    pub(super) fn put_certificate(&mut self, id: HostId, serial: String) {
+        if self.certificate(id) != Some(&serial) {
+            self.write(format!("certificate/{id}"), &serial);
+            self.certificates.insert(id, serial);
+        }
+    }
+
+    pub(super) fn ticket(&self, role: Role) -> Option<&Ticket> {
+        self.tickets.get(&role)
+    }
+
+    pub(super) fn put_ticket(&mut self, role: Role, ticket: Ticket) {
+        self.write(format!("token/{role}"), &ticket);
+        self.tickets.insert(role, ticket);
     }
 
     pub(super) fn put_name(&mut self, name: &str, host: HostId) {

@@ -15,6 +15,13 @@ use crate::network::Network;
 /// From a manager to an agent.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToAgent {
+    /// The answer to [`super::ToManager::Join`], and the connection's end.
+    Joined {
+        /// The host's certificate, in DER.
+        certificate: Vec<u8>,
+        /// The certificate of the authority that signed it, in DER.
+        ca: Vec<u8>,
+    },
     /// The answer to a hello.
     Welcome {
         /// The cluster.
@@ -32,6 +39,8 @@ pub enum ToAgent {
     Reject {
         /// Why, for people.
         reason: String,
+        /// The host was a member and was removed: it takes its ports down and does not come back.
+        removed: bool,
     },
     /// Still here.
     Heartbeat,
@@ -86,6 +95,10 @@ impl ToAgent {
     pub fn encode(&self) -> Bytes {
         use wire::to_agent::Kind;
         let kind = match self {
+            Self::Joined { certificate, ca } => Kind::Joined(wire::Joined {
+                certificate: certificate.clone(),
+                ca: ca.clone(),
+            }),
             Self::Welcome {
                 cluster,
                 manager,
@@ -99,8 +112,9 @@ impl ToAgent {
                 warnings: warnings.clone(),
                 last_epoch: last_epoch.get(),
             }),
-            Self::Reject { reason } => Kind::Reject(wire::Reject {
+            Self::Reject { reason, removed } => Kind::Reject(wire::Reject {
                 reason: reason.clone(),
+                removed: *removed,
             }),
             Self::Heartbeat => Kind::Heartbeat(wire::Empty {}),
             Self::Hosts {
@@ -147,6 +161,10 @@ impl ToAgent {
                 .kind
                 .ok_or(MessageError::Kind)?
             {
+                Kind::Joined(joined) => Self::Joined {
+                    certificate: joined.certificate,
+                    ca: joined.ca,
+                },
                 Kind::Welcome(welcome) => Self::Welcome {
                     cluster: welcome.cluster,
                     manager: host_id(&welcome.manager)?,
@@ -156,6 +174,7 @@ impl ToAgent {
                 },
                 Kind::Reject(reject) => Self::Reject {
                     reason: reject.reason,
+                    removed: reject.removed,
                 },
                 Kind::Heartbeat(wire::Empty {}) => Self::Heartbeat,
                 Kind::Hosts(hosts) => Self::Hosts {

@@ -9,17 +9,24 @@ use crate::epoch::Epoch;
 use crate::host::HostInfo;
 use crate::network::{Endpoint, Network};
 use crate::request::{EndpointState, Request};
-use crate::token::Token;
+use crate::token::Secret;
 
 /// From an agent to its manager.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToManager {
-    /// First on every connection.
-    Hello {
-        /// [`VERSION`].
+    /// All that a connection may say that has shown no certificate: sign one, please. Answered by [`super::ToAgent::Joined`].
+    Join {
+        /// [`VERSION`](super::VERSION).
         version: u32,
-        /// The right to be here.
-        token: Token,
+        /// The right to be a member.
+        secret: Secret,
+        /// The host's key, to be signed (PKCS #10, DER).
+        request: Vec<u8>,
+    },
+    /// First on every connection that has shown one.
+    Hello {
+        /// [`VERSION`](super::VERSION).
+        version: u32,
         /// Who is here.
         host: HostInfo,
         /// The highest epoch that this agent has ever seen: a manager whose store is older learns it by this.
@@ -67,14 +74,21 @@ impl ToManager {
     pub fn encode(&self) -> Bytes {
         use wire::to_manager::Kind;
         let kind = match self {
+            Self::Join {
+                version,
+                secret,
+                request,
+            } => Kind::Join(wire::Join {
+                version: *version,
+                secret: secret.as_bytes().to_vec(),
+                request: request.clone(),
+            }),
             Self::Hello {
                 version,
-                token,
                 host,
                 last_epoch,
             } => Kind::Hello(wire::Hello {
                 version: *version,
-                token: token.to_string(),
                 host: json(host),
                 last_epoch: last_epoch.get(),
             }),
@@ -116,12 +130,17 @@ impl ToManager {
                 .kind
                 .ok_or(MessageError::Kind)?
             {
+                Kind::Join(join) => Self::Join {
+                    version: join.version,
+                    secret: join
+                        .secret
+                        .try_into()
+                        .map(Secret::from_bytes)
+                        .map_err(|_| MessageError::Field("secret"))?,
+                    request: join.request,
+                },
                 Kind::Hello(hello) => Self::Hello {
                     version: hello.version,
-                    token: hello
-                        .token
-                        .parse()
-                        .map_err(|_| MessageError::Field("token"))?,
                     host: parse("host", &hello.host)?,
                     last_epoch: Epoch::from_bits(hello.last_epoch),
                 },

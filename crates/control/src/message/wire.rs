@@ -5,7 +5,7 @@ use prost::{Message, Oneof};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ToManager {
-    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4, 5, 6, 16")]
     pub(super) kind: Option<to_manager::Kind>,
 }
 
@@ -24,12 +24,14 @@ pub(super) mod to_manager {
         Publish(super::Publish),
         #[prost(message, tag = "6")]
         Call(super::Call),
+        #[prost(message, tag = "16")]
+        Join(super::Join),
     }
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16")]
     pub(super) kind: Option<to_agent::Kind>,
 }
 
@@ -56,32 +58,50 @@ pub(super) mod to_agent {
         RowLost(super::RowLost),
         #[prost(message, tag = "10")]
         Reply(super::Reply),
+        #[prost(message, tag = "16")]
+        Joined(super::Joined),
     }
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Empty {}
 
-/// No `Debug`: it would show the token.
 #[derive(Clone, PartialEq, Message)]
-#[prost(skip_debug)]
 pub(crate) struct Hello {
     #[prost(uint32, tag = "1")]
     pub(super) version: u32,
-    #[prost(string, tag = "2")]
-    pub(super) token: String,
     #[prost(bytes = "vec", tag = "3")]
     pub(super) host: Vec<u8>,
     #[prost(fixed64, tag = "4")]
     pub(super) last_epoch: u64,
 }
 
-impl std::fmt::Debug for Hello {
+/// No `Debug`: it would show the secret.
+#[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
+pub(crate) struct Join {
+    #[prost(uint32, tag = "1")]
+    pub(super) version: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) secret: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub(super) request: Vec<u8>,
+}
+
+impl std::fmt::Debug for Join {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hello")
+        f.debug_struct("Join")
             .field("version", &self.version)
             .finish_non_exhaustive()
     }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Joined {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) certificate: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) ca: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -138,6 +158,8 @@ pub(crate) struct Welcome {
 pub(crate) struct Reject {
     #[prost(string, tag = "1")]
     pub(super) reason: String,
+    #[prost(bool, tag = "2")]
+    pub(super) removed: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

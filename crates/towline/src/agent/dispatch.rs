@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Agent, capture, container, fdb, host, join, network, status};
+use super::{Agent, capture, container, fdb, host, join, network, status, trust};
 use crate::api::{Request, Response};
 
 /// An answer.
@@ -26,6 +26,8 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
             join::leave(agent, force)?;
             Response::Done
         }
+        Request::Token(wanted) => Response::Token(trust::token(agent, &wanted)?),
+        Request::CaExport(path) => Response::CaExported(trust::export(agent, &path)?),
         Request::NetworkCreate(create) => {
             Response::Network(Box::new(network::create(agent, create)?))
         }
@@ -38,8 +40,8 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
             Response::Done
         }
         Request::HostList => Response::Hosts(host::list(agent)?),
-        Request::HostRemove(name) => {
-            host::remove(agent, &name)?;
+        Request::HostRemove { host, force } => {
+            host::remove(agent, &host, force)?;
             Response::Done
         }
         Request::Fdb { network } => Response::Fdb(fdb::list(agent, network.as_deref())?),

@@ -19,15 +19,16 @@ pub(super) fn list(agent: &Agent) -> anyhow::Result<Vec<Host>> {
         .collect())
 }
 
-/// Has the manager forget a host that will not come back.
-pub(super) fn remove(agent: &Agent, name: &str) -> anyhow::Result<()> {
+/// Has the manager forget a host for good.
+pub(super) fn remove(agent: &Agent, name: &str, force: bool) -> anyhow::Result<()> {
     let member = agent.member()?;
     if name == member.host.name || name == member.host.id.to_string() {
         bail!("'{name}' is this host: run 'towline leave' instead");
     }
-    member
-        .control
-        .request(Request::RemoveHost(name.to_owned()))?;
+    member.control.request(Request::RemoveHost {
+        host: name.to_owned(),
+        force,
+    })?;
     Ok(())
 }
 

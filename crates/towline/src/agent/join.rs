@@ -11,21 +11,22 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bridge::Gateway;
-use control::{HostId, Request, Response, Token};
+use control::{Authority, HostId, Request, Response, Role, Token, WallClock};
 use vtep::vxlan::DEFAULT_PORT;
 
+use super::keys::{self, Keys};
 use super::membership::Parts;
 use super::network::unexpected;
 use super::state::Membership;
-use super::{Agent, container, news, path, underlay};
+use super::{Agent, container, news, path, trust, underlay};
 use crate::api::{Init, Initialized, Join, Joined};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 const ADMITTED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Said wherever a cluster is made or joined, until control is encrypted.
-pub(super) const NOT_ENCRYPTED: &str = "neither control connections (TCP) nor containers' frames (UDP) are encrypted yet: \
-     use an underlay that you trust, and keep the token secret";
+/// Said wherever a cluster is made or joined, until the data path is encrypted.
+pub(super) const NOT_ENCRYPTED: &str =
+    "containers' frames (UDP) are not encrypted: use an underlay that you trust";
 
 /// Makes this host the first of a cluster.
 pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initialized> {
@@ -34,10 +35,19 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
     let underlay = underlay::settle(&agent.netns, wanted.advertise, None)?;
     let port = wanted.port.unwrap_or(DEFAULT_PORT);
     let manager = SocketAddr::new(underlay.vtep, port);
+    let unix = WallClock::default().unix();
+    let authority = match &wanted.ca {
+        Some(path) => keys::import(path)?,
+        None => Authority::create(unix)?,
+    };
+    let host = agent.state.read(|state| state.host);
+    let keys = Keys {
+        identity: Arc::new(authority.issue(host, Role::Manager, unix, agent.config.cert_expiry)?),
+        authority: Some(Arc::new(authority)),
+    };
     let settled = Membership {
         manager: true,
         managers: vec![manager],
-        token: Token::random(),
         vtep: underlay.vtep,
         port,
         link_mtu: underlay.link_mtu,
@@ -45,7 +55,7 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
     };
     // A store that an aborted `init` may have left would bring back another cluster.
     remove_store(agent)?;
-    let entered = Parts::start(agent, settled.clone()).and_then(|parts| {
+    let entered = Parts::start(agent, settled, keys).and_then(|parts| {
         parts
             .control
             .wait_connected(ADMITTED_WITHIN)
@@ -56,24 +66,14 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
         remove_store(agent)?;
         return Err(error);
     }
+    let token = trust::worker_token(&*agent.member()?)?;
     Ok(Initialized {
-        host: agent.state.read(|state| state.host).to_string(),
-        token: settled.token.to_string(),
+        host: host.to_string(),
+        token: token.token,
         manager: manager.to_string(),
-        join_command: join_command(&settled),
+        join_command: token.join_command,
         warnings: vec![NOT_ENCRYPTED.to_owned()],
     })
-}
-
-/// The command that other hosts join this manager with.
-pub(super) fn join_command(settled: &Membership) -> String {
-    let at = SocketAddr::new(settled.vtep, settled.port);
-    let target = if settled.port == DEFAULT_PORT {
-        settled.vtep.to_string()
-    } else {
-        at.to_string()
-    };
-    format!("towline join --token {} {target}", settled.token)
 }
 
 /// Makes this host one of an existing cluster.
@@ -94,16 +94,20 @@ pub(super) fn join(agent: &Arc<Agent>, wanted: &Join) -> anyhow::Result<Joined> 
             first.ip()
         );
     }
+    let identity = control::join(&managers, &token, underlay.vtep)?;
+    let keys = Keys {
+        identity: Arc::new(identity),
+        authority: None,
+    };
     let settled = Membership {
         manager: false,
         managers,
-        token,
         vtep: underlay.vtep,
         port: wanted.port.unwrap_or(DEFAULT_PORT),
         link_mtu: underlay.link_mtu,
         pools: Vec::new(),
     };
-    let parts = Parts::start(agent, settled)?;
+    let parts = Parts::start(agent, settled, keys)?;
     let cluster = parts.control.wait_connected(ADMITTED_WITHIN)?;
     let tested = test_path(&parts, cluster.manager);
     let path_mtu = match tested {
@@ -147,7 +151,8 @@ fn in_no_cluster(agent: &Agent) -> anyhow::Result<()> {
 
 /// The last steps: the gateway bridge, and the state file that makes all this last.
 fn enter(agent: &Arc<Agent>, parts: Parts) -> anyhow::Result<()> {
-    let settled = parts.settled.clone();
+    let (settled, keys) = (parts.settled.clone(), parts.keys.clone());
+    let host = keys.identity.certificate().host;
     let member = match parts.finish(agent) {
         Ok(member) => Arc::new(member),
         Err((parts, error)) => {
@@ -155,10 +160,18 @@ fn enter(agent: &Arc<Agent>, parts: Parts) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    if let Err(error) = agent.state.update(|state| state.membership = Some(settled)) {
+    // The keys first: a membership without them would be of no use.
+    let kept = keys.save(&agent.config).and_then(|()| {
+        agent.state.update(|state| {
+            state.membership = Some(settled);
+            state.host = host;
+        })
+    });
+    if let Err(error) = kept {
         member.withdraw();
         drop(member);
         Gateway::remove(&agent.netns)?;
+        keys::remove(&agent.config)?;
         return Err(error);
     }
     news::start(agent, &member)?;
@@ -281,6 +294,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
     agent.stop_member();
     agent.containers.forget_unsent();
     let removed = Gateway::remove(&agent.netns);
+    keys::remove(&agent.config)?;
     remove_store(agent)?;
     remove_tables(agent)?;
     Ok(removed?)

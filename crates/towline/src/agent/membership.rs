@@ -4,16 +4,18 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::Context as _;
 use bridge::{Gateway, Settings};
 use control::{
-    AgentConfig, AgentHandle, CacheConfig, EndpointState, HostInfo, ManagerConfig, ManagerHandle,
-    Network, RedbStore, Request,
+    AgentConfig, AgentHandle, CacheConfig, EndpointState, HostInfo, Identity, ManagerConfig,
+    ManagerHandle, Network, RedbStore, Request, WallClock,
 };
 use vtep::Vni;
 use vtep::datapath::{Datapath, UserspaceConfig, UserspaceDatapath};
 use vtep::fdb::Change;
 
 use super::Agent;
+use super::keys::{self, Keys};
 use super::path::DatapathProber;
 use super::state::{Membership, make_dir};
 use super::tables::{Follower, network_config};
@@ -22,6 +24,8 @@ use super::tables::{Follower, network_config};
 pub(crate) struct Parts {
     /// What `init` or `join` settled.
     pub(super) settled: Membership,
+    /// What this host is known by.
+    pub(super) keys: Keys,
     /// Carries frames.
     pub(super) datapath: Arc<dyn Datapath>,
     /// Asks the manager.
@@ -42,6 +46,7 @@ pub(crate) struct Member {
     pub(crate) control: AgentHandle,
     /// Follows the manager's news and knows hosts by their ids.
     pub(super) follower: Arc<Follower>,
+    keys: Mutex<Keys>,
     manager: Mutex<Option<ManagerHandle>>,
     gateway: Mutex<Gateway>,
 }
@@ -51,8 +56,9 @@ impl Parts {
     ///
     /// # Errors
     /// Whichever could not start says why; those before it are stopped again.
-    pub(super) fn start(agent: &Agent, settled: Membership) -> anyhow::Result<Self> {
-        let (id, incarnation) = agent.state.read(|state| (state.host, state.incarnation));
+    pub(super) fn start(agent: &Agent, settled: Membership, keys: Keys) -> anyhow::Result<Self> {
+        let incarnation = agent.state.read(|state| state.incarnation);
+        let id = keys.identity.certificate().host;
         let datapath: Arc<dyn Datapath> = Arc::new(UserspaceDatapath::start(UserspaceConfig {
             netns: agent.netns.clone(),
             vtep: settled.vtep,
@@ -70,17 +76,23 @@ impl Parts {
         };
         let manager = if settled.manager {
             make_dir(&agent.store_dir())?;
+            let authority = keys.authority.clone().context(
+                "this host is the manager, but its authority.pem is gone: put it back into the state folder, or begin \
+                 again with 'towline leave --force' and 'towline init --ca' with a copy",
+            )?;
             Some(ManagerHandle::start(ManagerConfig {
                 listen: SocketAddr::new(settled.vtep, settled.port),
                 host: id,
                 store: Box::new(RedbStore::open(&agent.store_dir())?),
-                token: settled.token.clone(),
+                authority,
+                lifetime: agent.config.cert_expiry,
                 prober: Arc::new(DatapathProber::new(Arc::clone(&datapath))),
                 pools: if settled.pools.is_empty() {
                     agent.config.pools.clone()
                 } else {
                     settled.pools.clone()
                 },
+                clock: WallClock::default(),
             })?)
         } else {
             None
@@ -88,7 +100,7 @@ impl Parts {
         let control = AgentHandle::start(AgentConfig {
             host: host.clone(),
             managers: settled.managers.clone(),
-            token: settled.token.clone(),
+            identity: Arc::clone(&keys.identity),
             bind: settled.vtep,
             endpoints: agent.state.read(|state| {
                 // Those that ended meanwhile are freed soon; a row that went down and up again would
@@ -104,9 +116,11 @@ impl Parts {
                     .state
                     .read(|state| state.networks.iter().map(|known| known.vni).collect()),
             }),
+            clock: WallClock::default(),
         })?;
         Ok(Self {
             settled,
+            keys,
             datapath,
             control,
             host,
@@ -134,6 +148,7 @@ impl Parts {
             host: self.host,
             datapath: self.datapath,
             control: self.control,
+            keys: Mutex::new(self.keys),
             manager: Mutex::new(self.manager),
             gateway: Mutex::new(gateway),
         })
@@ -152,6 +167,25 @@ fn withdraw(control: &AgentHandle) {
 }
 
 impl Member {
+    /// What this host is known by.
+    pub(super) fn keys(&self) -> Keys {
+        self.lock_keys().clone()
+    }
+
+    /// Takes a renewed identity, for the next start too.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(super) fn renew(&self, agent: &Agent, identity: Arc<Identity>) -> anyhow::Result<()> {
+        keys::save_identity(&agent.config, &identity)?;
+        self.lock_keys().identity = identity;
+        Ok(())
+    }
+
+    fn lock_keys(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The gateway bridge.
     pub(crate) fn gateway(&self) -> MutexGuard<'_, Gateway> {
         self.gateway.lock().unwrap_or_else(PoisonError::into_inner)

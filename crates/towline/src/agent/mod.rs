@@ -14,6 +14,7 @@ mod dispatch;
 mod fdb;
 mod host;
 mod join;
+mod keys;
 mod membership;
 mod network;
 mod news;
@@ -23,6 +24,7 @@ pub(crate) mod state;
 mod status;
 mod tables;
 mod traffic;
+mod trust;
 mod underlay;
 mod upkeep;
 
@@ -42,6 +44,7 @@ use signal_hook::iterator::Signals;
 pub(crate) use membership::Member;
 
 use crate::config::Config;
+use keys::Keys;
 use membership::Parts;
 use server::Server;
 use state::StateFile;
@@ -84,7 +87,7 @@ impl Agent {
             .clone()
             .context(
                 "this host is in no cluster: run 'towline init' for a new one, \
-             or 'towline join' as 'towline status' on the manager prints it",
+             or 'towline join' as 'towline token' on the manager prints it",
             )
     }
 
@@ -175,7 +178,8 @@ impl Agent {
         let Some(settled) = membership else {
             return Ok(());
         };
-        let parts = retry(|| Parts::start(self, settled.clone()))?;
+        let keys = Keys::load(&self.config)?;
+        let parts = retry(|| Parts::start(self, settled.clone(), keys.clone()))?;
         let member = Arc::new(parts.finish(self).map_err(|(_, error)| error)?);
         for network in &networks {
             member.follow(network);

@@ -57,6 +57,11 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
             tracing::info!("the network with VNI {vni} is gone from the cluster");
             member.follower.clear(vni);
         }
+        Event::IdentityRenewed(identity) => {
+            if let Err(error) = member.renew(agent, identity) {
+                tracing::warn!("cannot keep the renewed certificate: {error:#}");
+            }
+        }
         Event::RowLost { vni, epoch } => container::lost(agent, vni, epoch),
         Event::Owned(owned) => container::owned(agent, &owned),
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
-use control::{AddressPool, Endpoint, Epoch, HostId, Network, Token};
+use control::{AddressPool, Endpoint, Epoch, HostId, Network};
 use serde::{Deserialize, Serialize};
 use vtep::datapath::Backend;
 use vtep::{MacAddr, Vni};
@@ -46,9 +46,6 @@ pub(crate) struct Membership {
     pub(crate) manager: bool,
     /// Where managers listen.
     pub(crate) managers: Vec<std::net::SocketAddr>,
-    /// The cluster's token. The file is root's alone.
-    #[serde(with = "as_text")]
-    pub(crate) token: Token,
     /// This host's VTEP address.
     pub(crate) vtep: IpAddr,
     /// UDP port of VXLAN; on a manager also the TCP port of control.
@@ -58,28 +55,6 @@ pub(crate) struct Membership {
     /// On a manager: the address pools that `init` was given.
     #[serde(default)]
     pub(crate) pools: Vec<AddressPool>,
-}
-
-/// A token does not turn into JSON by itself, lest it be shown by accident.
-mod as_text {
-    use control::Token;
-    use serde::de::{Deserialize, Deserializer, Error};
-    use serde::ser::Serializer;
-
-    pub(super) fn serialize<S: Serializer>(
-        token: &Token,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(token)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Token, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
-    }
 }
 
 /// One container's place in one network.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::join::{NOT_ENCRYPTED, join_command};
+use super::join::NOT_ENCRYPTED;
 use super::{Agent, Member, traffic};
 use crate::api::{ClusterStatus, Status};
 
@@ -57,10 +57,6 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         vtep: member.settled.vtep,
         port: member.settled.port,
         link_mtu: member.settled.link_mtu,
-        join_command: member
-            .settled
-            .manager
-            .then(|| join_command(&member.settled)),
         control: json(&control),
         datapath: json(&member.datapath.status()),
         drops,

@@ -8,6 +8,7 @@ pub(crate) mod container;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use control::{AddressPool, Addressing};
 use ipnet::IpNet;
@@ -43,8 +44,17 @@ pub(crate) enum Request {
     },
     /// `towline host ls`.
     HostList,
-    /// `towline host rm`: by name or id.
-    HostRemove(String),
+    /// `towline host rm`.
+    HostRemove {
+        /// Its name or id.
+        host: String,
+        /// Also when it is connected.
+        force: bool,
+    },
+    /// `towline token`.
+    Token(TokenWanted),
+    /// `towline ca export`: to this file.
+    CaExport(PathBuf),
     /// `towline fdb`.
     Fdb {
         /// Only this network, by name or id.
@@ -78,6 +88,10 @@ pub(crate) enum Response {
     Initialized(Initialized),
     /// To [`Request::Join`].
     Joined(Joined),
+    /// To [`Request::Token`].
+    Token(JoinToken),
+    /// To [`Request::CaExport`].
+    CaExported(CaExported),
     /// To [`Request::NetworkCreate`] and [`Request::NetworkInspect`].
     Network(Box<Network>),
     /// To [`Request::NetworkList`].
@@ -101,6 +115,41 @@ pub(crate) struct Init {
     pub(crate) port: Option<u16>,
     /// Where subnets come from that nobody asks for by number; none: as this host's configuration says.
     pub(crate) pools: Vec<AddressPool>,
+    /// A file that `towline ca export` wrote: the cluster's authority; none: a new one.
+    pub(crate) ca: Option<PathBuf>,
+}
+
+/// Which token to show, and what to change of it before.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct TokenWanted {
+    /// Of which kind of host.
+    pub(crate) role: control::Role,
+    /// Make a new one.
+    pub(crate) rotate: bool,
+    /// How long it is good for from now on; none: as it was.
+    pub(crate) lasts: Option<control::Lasts>,
+}
+
+/// A join token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct JoinToken {
+    /// `worker` or `manager`.
+    pub(crate) role: String,
+    /// The token.
+    pub(crate) token: String,
+    /// The whole command to run on another host.
+    pub(crate) join_command: String,
+    /// Seconds until it expires, 0 when it has; none: it does not.
+    pub(crate) expires_in: Option<u64>,
+}
+
+/// Where the cluster's authority was written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CaExported {
+    /// The file.
+    pub(crate) file: String,
+    /// The cluster's name.
+    pub(crate) cluster: String,
 }
 
 /// How to make this host one of an existing cluster.
@@ -404,8 +453,6 @@ pub(crate) struct ClusterStatus {
     pub(crate) port: u16,
     /// MTU of its underlay link in bytes.
     pub(crate) link_mtu: u16,
-    /// How others join; only on a manager.
-    pub(crate) join_command: Option<String>,
     /// The connection to the manager.
     pub(crate) control: serde_json::Value,
     /// The data path.

@@ -16,21 +16,26 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Remove a host that will not come back, and free its containers' addresses
-    #[command(after_help = "Example: towline host rm h3")]
+    /// Remove a host for good: its containers' addresses are freed, and its certificate is not taken again
+    #[command(after_help = "Example: towline host rm h3\n\n\
+                            A host that was removed by mistake: 'towline leave --force' there, then 'towline join'.")]
     Rm {
         /// Its name or id
         host: String,
+        /// Also when it is connected: it is cut off at once, with its containers
+        #[arg(short, long)]
+        force: bool,
     },
 }
 
 pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     match command {
         Command::Ls { json } => ls(json, context)?,
-        Command::Rm { host } => {
-            context
-                .client()?
-                .request(&Request::HostRemove(host.clone()))?;
+        Command::Rm { host, force } => {
+            context.client()?.request(&Request::HostRemove {
+                host: host.clone(),
+                force,
+            })?;
             output::line(&host)?;
         }
     }

@@ -1,6 +1,7 @@
 //! `towline init`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use control::AddressPool;
@@ -25,6 +26,10 @@ pub(crate) struct Args {
     /// Length in bits of the subnets of a pool that is given as a CIDR alone
     #[arg(long, value_name = "BITS", default_value_t = 24)]
     default_addr_pool_mask_length: u8,
+    /// Begin with a certificate authority that 'towline ca export' kept: hosts of its cluster come back to this manager
+    /// once they reach it at an address they know [default: a new authority]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -38,6 +43,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
             &args.default_address_pool,
             args.default_addr_pool_mask_length,
         )?,
+        ca: args.ca.map(super::ca::absolute).transpose()?,
     });
     let Response::Initialized(made) = context.client()?.request(&request)? else {
         return Err(super::unexpected());

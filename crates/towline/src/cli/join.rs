@@ -8,9 +8,9 @@ use crate::api::{Join, Request, Response};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: towline join --token tl1-… 192.0.2.1\n\
-                        'towline init' on the manager printed the whole command; so does 'towline status' there.")]
+                        'towline init' on the manager printed the whole command; so does 'towline token' there.")]
 pub(crate) struct Args {
-    /// The cluster's token, as 'towline init' printed it
+    /// The cluster's token, as 'towline token' prints it on a manager's host
     #[arg(long)]
     token: String,
     /// Managers of the cluster [port: 4789]

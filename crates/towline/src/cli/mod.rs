@@ -2,6 +2,7 @@
 //! connection to the agent, and the exit codes.
 
 mod agent;
+mod ca;
 mod capture;
 mod completions;
 mod exec;
@@ -19,6 +20,7 @@ mod rm;
 mod run;
 mod shim;
 mod status;
+pub(crate) mod token;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -77,6 +79,11 @@ enum Command {
     /// List the cluster's hosts, or remove one that is lost
     #[command(subcommand)]
     Host(host::Command),
+    /// Show what hosts join this cluster with, or change it
+    Token(token::Args),
+    /// Keep a copy of the cluster's certificate authority
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Show where frames for each MAC address go
     Fdb(fdb::Args),
     /// Show what this host's agent does and sees
@@ -135,6 +142,8 @@ impl Cli {
             Command::Logs(args) => logs::run(&args, &context),
             Command::Rm(args) => rm::run(args, &context),
             Command::Host(command) => host::run(command, &context),
+            Command::Token(args) => token::run(&args, &context),
+            Command::Ca(command) => ca::run(command, &context),
             Command::Fdb(args) => fdb::run(args, &context),
             Command::Status(args) => status::run(&args, &context),
             Command::Capture(args) => capture::run(args, &context),

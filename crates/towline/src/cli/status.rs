@@ -77,8 +77,11 @@ fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
         ("traffic".to_owned(), counts(&cluster.traffic)),
         ("drops".to_owned(), counts(&cluster.drops)),
     ];
-    if let Some(command) = &cluster.join_command {
-        lines.push(("to join".to_owned(), command.clone()));
+    if cluster.role == "manager" {
+        lines.push((
+            "to join".to_owned(),
+            "'towline token' prints the command".to_owned(),
+        ));
     }
     lines
 }

@@ -1,0 +1,325 @@
+//! Where connections come in, and what they must show.
+//!
+//! Everything is TLS ([`crate::tls`]). Who shows a host's certificate may say hello and is that host from then on; who shows none
+//! may ask for one with a token's secret, gets one answer, and is gone. A connection is *pending* until it is known to be a
+//! host's: pending ones are few, of one address and of all, say little, and end after [`HELLO_PATIENCE`].
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::{Input, ManagerError, Signer, TICK, lock};
+use crate::epoch::Epoch;
+use crate::host::{HostId, HostInfo};
+use crate::manager::Connection;
+use crate::message::{MessageError, ToManager, VERSION};
+use crate::pki::{Certificate, Identity, Role};
+use crate::tls;
+use crate::token::Secret;
+use crate::transport::{FRAME_MAX, HELLO_MAX, Outbox, read_frame, write_frame};
+
+/// How long a connection may take to show whose it is, and how long an answer to a stranger may take.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// Pending connections, of one address and of all.
+const PENDING_MAX: (usize, usize) = (16, 512);
+/// Connections of hosts.
+const CONNECTIONS_MAX: usize = 20_000;
+/// The wait between two new certificates of the manager's own, should its clock never be content.
+const RENEWAL_WAIT: Duration = Duration::from_secs(60);
+
+/// The listening side of a manager.
+pub(super) struct Door {
+    host: HostId,
+    signer: Signer,
+    lock: Mutex<Lock>,
+    inputs: mpsc::Sender<Input>,
+    pending: Mutex<HashMap<IpAddr, usize>>,
+    connections: Semaphore,
+}
+
+/// What the manager shows of itself: a certificate made at each start, and anew when it grows old.
+struct Lock {
+    identity: Identity,
+    acceptor: TlsAcceptor,
+    made: Instant,
+}
+
+impl Lock {
+    fn new(host: HostId, signer: &Signer) -> Result<Self, ManagerError> {
+        let Signer {
+            authority,
+            lifetime,
+            clock,
+        } = signer;
+        let identity = authority.issue(host, Role::Manager, clock.unix(), *lifetime)?;
+        let acceptor = tls::server_config(&identity)?.into();
+        let made = Instant::now();
+        Ok(Self {
+            identity,
+            acceptor,
+            made,
+        })
+    }
+}
+
+/// A pending connection; dropping it makes room.
+struct Pending<'d>(&'d Door, IpAddr);
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        let mut pending = lock(&self.0.pending);
+        if let Some(own) = pending.get_mut(&self.1) {
+            *own -= 1;
+            if *own == 0 {
+                pending.remove(&self.1);
+            }
+        }
+    }
+}
+
+/// What a connection began with.
+enum Greeting {
+    Join(Secret, Vec<u8>),
+    Hello(Box<(Certificate, HostInfo, Epoch)>),
+}
+
+impl Door {
+    pub(super) fn new(
+        host: HostId,
+        signer: Signer,
+        inputs: mpsc::Sender<Input>,
+    ) -> Result<Self, ManagerError> {
+        Ok(Self {
+            host,
+            lock: Mutex::new(Lock::new(host, &signer)?),
+            signer,
+            inputs,
+            pending: Mutex::new(HashMap::new()),
+            connections: Semaphore::new(CONNECTIONS_MAX),
+        })
+    }
+
+    /// Takes connections until the future is dropped, and tells the time.
+    pub(super) async fn open(self: Arc<Self>, listener: std::net::TcpListener) {
+        tokio::select! {
+            () = self.accept(listener) => {}
+            () = self.tick() => {}
+        }
+    }
+
+    async fn tick(&self) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.inputs.send(Input::Tick).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn accept(self: &Arc<Self>, listener: std::net::TcpListener) {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "failed to listen");
+                return;
+            }
+        };
+        for connection in 0.. {
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let from = from.ip();
+                    let door = Arc::clone(self);
+                    tokio::spawn(async move { door.serve(stream, connection, from).await });
+                }
+                Err(error) => {
+                    tracing::error!(%error, "failed to accept a connection");
+                    tokio::time::sleep(TICK).await;
+                }
+            }
+        }
+    }
+
+    /// One connection, from its first byte to its last.
+    async fn serve(&self, stream: TcpStream, connection: Connection, from: IpAddr) {
+        let Some(pending) = self.pend(from) else {
+            return;
+        };
+        // Heartbeats and single rows must not wait for more.
+        let _ = stream.set_nodelay(true);
+        let Ok(Some((stream, greeting))) = timeout(HELLO_PATIENCE, self.greet(stream, from)).await
+        else {
+            return;
+        };
+        match greeting {
+            Greeting::Join(secret, request) => self.join(stream, from, secret, request).await,
+            Greeting::Hello(hello) => {
+                let Ok(_place) = self.connections.try_acquire() else {
+                    return;
+                };
+                drop(pending);
+                self.converse(stream, connection, from, *hello).await;
+            }
+        }
+    }
+
+    /// The handshake and the first message, or nothing: the connection is over then.
+    async fn greet(
+        &self,
+        stream: TcpStream,
+        from: IpAddr,
+    ) -> Option<(TlsStream<TcpStream>, Greeting)> {
+        let shaken = self.acceptor().accept(stream).await;
+        // Whoever can reach the port can make this happen: no line in the log that an operator reads.
+        let refused =
+            |error: &dyn std::fmt::Display| tracing::debug!(%from, %error, "refused a handshake");
+        let mut stream = shaken.inspect_err(|error| refused(error)).ok()?;
+        let certificate = tls::peer(stream.get_ref().1.peer_certificates())
+            .inspect_err(|error| refused(error))
+            .ok()?;
+        let frame = read_frame(&mut stream, HELLO_MAX).await.ok()?;
+        match greeting(&frame, certificate) {
+            Ok(greeting) => Some((stream, greeting)),
+            Err(reason) => {
+                let reject = super::reject(reason.to_owned(), from).encode();
+                // A peer that is wrong may also be gone.
+                let _ = write_frame(&mut stream, &reject).await;
+                let _ = stream.shutdown().await;
+                None
+            }
+        }
+    }
+
+    /// Answers a stranger, once.
+    async fn join(
+        &self,
+        stream: TlsStream<TcpStream>,
+        from: IpAddr,
+        secret: Secret,
+        request: Vec<u8>,
+    ) {
+        let (outbox, closed) = Outbox::new(stream);
+        let input = Input::Join {
+            from,
+            secret,
+            request,
+            outbox,
+        };
+        if self.inputs.send(input).await.is_ok() {
+            // The answer is written by then, or never will be.
+            let _ = timeout(HELLO_PATIENCE, closed.notified()).await;
+        }
+    }
+
+    async fn converse<S: AsyncRead + AsyncWrite + Send + 'static>(
+        &self,
+        stream: S,
+        connection: Connection,
+        from: IpAddr,
+        (certificate, host, last_epoch): (Certificate, HostInfo, Epoch),
+    ) {
+        let (mut reader, writer) = tokio::io::split(stream);
+        let name = host.name.clone();
+        let (outbox, closed) = Outbox::new(writer);
+        let hello = Input::Hello {
+            connection,
+            certificate,
+            from,
+            host,
+            last_epoch,
+            outbox,
+        };
+        if self.inputs.send(hello).await.is_err() {
+            return;
+        }
+        loop {
+            let frame = tokio::select! {
+                frame = read_frame(&mut reader, FRAME_MAX) => frame,
+                () = closed.notified() => break,
+            };
+            let Ok(frame) = frame else { break };
+            match ToManager::decode(&frame) {
+                Ok(message) => {
+                    let input = Input::Message {
+                        connection,
+                        message,
+                    };
+                    if self.inputs.send(input).await.is_err() {
+                        break;
+                    }
+                }
+                // From a newer agent; what it says besides is still right.
+                Err(MessageError::Kind) => {}
+                Err(error) => {
+                    tracing::warn!(host = %name, %from, %error, "closed a connection");
+                    break;
+                }
+            }
+        }
+        // Where the state machine is gone, so is its view of this connection.
+        let _ = self.inputs.send(Input::Disconnected { connection }).await;
+    }
+
+    fn pend(&self, from: IpAddr) -> Option<Pending<'_>> {
+        let mut pending = lock(&self.pending);
+        let all: usize = pending.values().sum();
+        let own = pending.get(&from).copied().unwrap_or_default();
+        if all >= PENDING_MAX.1 || own >= PENDING_MAX.0 {
+            return None;
+        }
+        pending.insert(from, own + 1);
+        Some(Pending(self, from))
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let mut present = lock(&self.lock);
+        let due = present.identity.renewal_due(self.signer.clock.unix());
+        if due && present.made.elapsed() >= RENEWAL_WAIT {
+            match Lock::new(self.host, &self.signer) {
+                Ok(new) => *present = new,
+                // The old one still opens: hosts do not look at its dates.
+                Err(error) => {
+                    tracing::warn!(%error, "failed to renew the manager's certificate");
+                    present.made = Instant::now();
+                }
+            }
+        }
+        present.acceptor.clone()
+    }
+}
+
+/// What a first message asks for, on a connection with or without a certificate. A refusal tells nothing of the cluster.
+fn greeting(frame: &[u8], certificate: Option<Certificate>) -> Result<Greeting, &'static str> {
+    const VERSIONS: &str =
+        "another version of the control protocol: run the same release of towline on every host";
+    match (ToManager::decode(frame), certificate) {
+        (Ok(ToManager::Hello { version, .. } | ToManager::Join { version, .. }), _)
+            if version != VERSION =>
+        {
+            Err(VERSIONS)
+        }
+        (
+            Ok(ToManager::Join {
+                secret, request, ..
+            }),
+            None,
+        ) => Ok(Greeting::Join(secret, request)),
+        (
+            Ok(ToManager::Hello {
+                host, last_epoch, ..
+            }),
+            Some(certificate),
+        ) => Ok(Greeting::Hello(Box::new((certificate, host, last_epoch)))),
+        (Ok(ToManager::Hello { .. }), None) => Err("no certificate: `towline join` asks for one"),
+        (Ok(_) | Err(_), _) => Err("no hello"),
+    }
+}
