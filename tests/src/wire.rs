@@ -64,32 +64,30 @@ pub struct Setup {
 impl Setup {
     /// Userspace with the `offload` backend.
     pub const OFFLOAD: Self = Self {
-        start: userspace,
-        start_with: userspace_with,
+        start: |netns, vtep| userspace(netns, vtep, Options::default(), Backend::Offload),
+        start_with: |netns, vtep, options| userspace(netns, vtep, options, Backend::Offload),
         backend: Backend::Offload,
     };
     /// Userspace with the `plain` backend.
     pub const PLAIN: Self = Self {
-        start: userspace,
-        start_with: userspace_with,
+        start: |netns, vtep| userspace(netns, vtep, Options::default(), Backend::Plain),
+        start_with: |netns, vtep, options| userspace(netns, vtep, options, Backend::Plain),
         backend: Backend::Plain,
     };
 }
 
-fn userspace(netns: Netns, vtep: IpAddr) -> Result<Box<dyn Datapath>, StartError> {
-    userspace_with(netns, vtep, Options::default())
-}
-
-fn userspace_with(
+fn userspace(
     netns: Netns,
     vtep: IpAddr,
     options: Options,
+    backend: Backend,
 ) -> Result<Box<dyn Datapath>, StartError> {
     let config = UserspaceConfig {
         netns,
         vtep,
         port: options.port,
         workers: Some(2),
+        backend,
         strict_reserved_bits: options.strict_reserved_bits,
     };
     Ok(Box::new(UserspaceDatapath::start(config)?))

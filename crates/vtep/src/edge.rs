@@ -291,6 +291,11 @@ pub trait Underlay: Send {
     /// When the sockets are broken as a whole.
     fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<SendReport>;
 
+    /// Whether a message that is cut to many datagrams costs less than they would. If not, none is made of ordinary frames.
+    fn cuts_messages(&self) -> bool {
+        true
+    }
+
     /// What to wait on until datagrams come; `None` for a twin in memory.
     fn as_raw_fd(&self) -> Option<RawFd>;
 }

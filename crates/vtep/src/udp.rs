@@ -44,6 +44,16 @@ pub use send::SendSockets;
 /// rides out some ten milliseconds without the CPU.
 const BUFFER_BYTES: usize = 8 << 20;
 
+/// How much of the underlay's work one system call does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Batching {
+    /// As much as the kernel knows how: many messages, each cut to many datagrams (`UDP_SEGMENT`) or merged from them (`UDP_GRO`).
+    #[default]
+    Full,
+    /// One datagram.
+    Single,
+}
+
 /// One worker's sockets.
 pub struct UdpUnderlay {
     receive: Arc<ReceiveSocket>,
@@ -61,9 +71,10 @@ impl UdpUnderlay {
         vtep: IpAddr,
         port: u16,
         workers: usize,
+        batching: Batching,
         listener: Arc<dyn PathListener>,
     ) -> io::Result<Vec<Self>> {
-        let send = Arc::new(SendSockets::open(vtep, listener)?);
+        let send = Arc::new(SendSockets::open(vtep, batching, listener)?);
         Self::reopen(vtep, port, workers, &send)
     }
 
@@ -78,8 +89,8 @@ impl UdpUnderlay {
         send: &Arc<SendSockets>,
     ) -> io::Result<Vec<Self>> {
         let address = SocketAddr::new(vtep, port);
-        let first = std::iter::once_with(|| ReceiveSocket::open(address));
-        let others = (1..workers).map(|_| ReceiveSocket::open_another(address));
+        let first = std::iter::once_with(|| ReceiveSocket::open(address, send.batching()));
+        let others = (1..workers).map(|_| ReceiveSocket::open_another(address, send.batching()));
         first
             .chain(others)
             .map(|receive| {
@@ -111,6 +122,10 @@ impl Underlay for UdpUnderlay {
 
     fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<SendReport> {
         Ok(self.send.send(datagrams))
+    }
+
+    fn cuts_messages(&self) -> bool {
+        self.send.segments_max() > 1
     }
 
     fn as_raw_fd(&self) -> Option<RawFd> {

@@ -64,6 +64,7 @@ impl Parts {
             vtep: settled.vtep,
             port: settled.port,
             workers: agent.config.workers,
+            backend: agent.config.backend,
             strict_reserved_bits: agent.config.strict_reserved_bits,
         })?);
         let host = HostInfo {

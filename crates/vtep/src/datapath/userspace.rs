@@ -19,7 +19,7 @@ use crate::paths::{PathMonitor, Paths};
 use crate::probe::{self, Nonce, ProbeRegistry, ProbeWatch};
 use crate::stats::{Counters, WorkerCounters};
 use crate::tap::{self, OpenTap, TapControl, TapError};
-use crate::udp::{ErrorWatch, ReceiveSocket, SendSockets, UdpUnderlay};
+use crate::udp::{Batching, ErrorWatch, ReceiveSocket, SendSockets, UdpUnderlay};
 use crate::worker::{Command, Worker, WorkerConfig, WorkerThread};
 
 /// Workers made when nothing else is asked for, at most; fewer on a machine with fewer cores.
@@ -40,6 +40,9 @@ pub struct UserspaceConfig {
     pub port: u16,
     /// Threads that carry frames; by default one a core, at most 8.
     pub workers: Option<usize>,
+    /// What its edges leave to the kernel. [`Backend::Plain`] is one frame for each system call at both of them: it says what the
+    /// rest is worth. (The backend of a port is the port's own: [`PortSpec::backend`].)
+    pub backend: Backend,
     /// Drop what has reserved bits set in its VXLAN header, as Linux and Open vSwitch do.
     pub strict_reserved_bits: bool,
 }
@@ -86,6 +89,7 @@ impl UserspaceDatapath {
             vtep,
             port,
             workers,
+            backend,
             strict_reserved_bits,
         } = config;
         tap::check_device().map_err(|error| match error {
@@ -98,12 +102,16 @@ impl UserspaceDatapath {
             .unwrap_or_else(|| cores.min(WORKERS_DEFAULT_MAX))
             .clamp(1, WORKERS_MAX);
         let listen = SocketAddr::new(vtep, port);
+        let batching = match backend {
+            Backend::Offload => Batching::Full,
+            Backend::Plain => Batching::Single,
+        };
         let writer = TableWriter::for_workers(workers);
         let tables = writer.shared();
         let paths = Arc::new(Paths::new());
         let monitor = Arc::new(PathMonitor::new(Arc::clone(&tables), Arc::clone(&paths)));
         let underlays = netns
-            .run(|| UdpUnderlay::open(vtep, port, workers, monitor))
+            .run(|| UdpUnderlay::open(vtep, port, workers, batching, monitor))
             .map_err(StartError::Namespace)?
             .map_err(|error| StartError::from_sockets(&netns, listen, error))?;
         let probes = Arc::new(ProbeRegistry::default());

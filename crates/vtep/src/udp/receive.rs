@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::Socket;
 
-use super::{BUFFER_BYTES, bind, forbid_fragments, switch_on};
+use super::{BUFFER_BYTES, Batching, bind, forbid_fragments, switch_on};
 use crate::frame::DatagramBuf;
 
 /// Buffers filled by one `recvmmsg`.
@@ -27,6 +27,7 @@ const UDP_NO_CHECK6_RX: libc::c_int = 102;
 pub struct ReceiveSocket {
     socket: Socket,
     merges: bool,
+    batching: Batching,
 }
 
 impl ReceiveSocket {
@@ -35,18 +36,18 @@ impl ReceiveSocket {
     /// It is bound plainly and shared afterwards: with `SO_REUSEPORT` from the start a second program that sets it, too,
     /// would share the port in silence. A plain bind of another socket before this one would leave a gap, and a process that
     /// is just being started holds a copy of what is closed here until it runs its program.
-    pub(super) fn open(address: SocketAddr) -> io::Result<Self> {
+    pub(super) fn open(address: SocketAddr, batching: Batching) -> io::Result<Self> {
         let socket = bind(address, false)?;
         socket.set_reuse_port(true)?;
-        Self::prepare(socket, address)
+        Self::prepare(socket, address, batching)
     }
 
     /// Binds a further socket that shares the first one's address.
-    pub(super) fn open_another(address: SocketAddr) -> io::Result<Self> {
-        Self::prepare(bind(address, true)?, address)
+    pub(super) fn open_another(address: SocketAddr, batching: Batching) -> io::Result<Self> {
+        Self::prepare(bind(address, true)?, address, batching)
     }
 
-    fn prepare(socket: Socket, address: SocketAddr) -> io::Result<Self> {
+    fn prepare(socket: Socket, address: SocketAddr, batching: Batching) -> io::Result<Self> {
         // The forced size needs CAP_NET_ADMIN; without it the kernel's limit (net.core.rmem_max) rules.
         if set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
             socket.set_recv_buffer_size(BUFFER_BYTES)?;
@@ -57,8 +58,12 @@ impl ReceiveSocket {
         }
         forbid_fragments(&socket, address.ip())?;
         // Linux 5.0; without it each buffer holds one datagram.
-        let merges = merge_datagrams(&socket).is_ok();
-        Ok(Self { socket, merges })
+        let merges = batching == Batching::Full && merge_datagrams(&socket).is_ok();
+        Ok(Self {
+            socket,
+            merges,
+            batching,
+        })
     }
 
     /// Whether the kernel puts several datagrams into one buffer (`UDP_GRO`).
@@ -87,6 +92,27 @@ impl ReceiveSocket {
 
     /// Takes what waits, up to [`BATCH`] datagrams; 0 when nothing does.
     pub(super) fn recv(&self, bufs: &mut [DatagramBuf]) -> io::Result<usize> {
+        match self.batching {
+            Batching::Full => self.recv_batch(bufs),
+            Batching::Single => {
+                let mut count = 0;
+                // An error is one of the next call's, too, if it stays.
+                while let Some(buf) = bufs.get_mut(count..=count)
+                    && (self.recv_batch(buf).or_else(
+                        |error| {
+                            if count > 0 { Ok(0) } else { Err(error) }
+                        },
+                    )? > 0)
+                {
+                    count += 1;
+                }
+                Ok(count)
+            }
+        }
+    }
+
+    /// The same by one system call.
+    fn recv_batch(&self, bufs: &mut [DatagramBuf]) -> io::Result<usize> {
         let wanted = bufs.len().min(BATCH);
         if wanted == 0 {
             return Ok(0);
@@ -280,7 +306,7 @@ mod tests {
     #[test]
     fn datagrams_come_with_sender_and_traffic_class() {
         for local in ["127.0.0.1:0", "[::1]:0"] {
-            let socket = ReceiveSocket::open(local.parse().unwrap()).unwrap();
+            let socket = ReceiveSocket::open(local.parse().unwrap(), Batching::Full).unwrap();
             let to = socket.socket.local_addr().unwrap().as_socket().unwrap();
             let sender = UdpSocket::bind(local).unwrap();
             let options = socket2::SockRef::from(&sender);
@@ -302,10 +328,10 @@ mod tests {
 
     #[test]
     fn the_first_socket_takes_the_port_and_shares_it_with_the_others() {
-        let first = ReceiveSocket::open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let first = ReceiveSocket::open("127.0.0.1:0".parse().unwrap(), Batching::Full).unwrap();
         let address = first.socket.local_addr().unwrap().as_socket().unwrap();
-        let second = ReceiveSocket::open_another(address).unwrap();
-        let taken = ReceiveSocket::open(address).err().unwrap();
+        let second = ReceiveSocket::open_another(address, Batching::Full).unwrap();
+        let taken = ReceiveSocket::open(address, Batching::Full).err().unwrap();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         // The kernel spreads flows over both, also over the one that was not shared when it was bound.
         let senders: Vec<_> = (0..64)
@@ -326,7 +352,7 @@ mod tests {
 
     #[test]
     fn the_largest_datagram_fits() {
-        let socket = ReceiveSocket::open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let socket = ReceiveSocket::open("127.0.0.1:0".parse().unwrap(), Batching::Full).unwrap();
         let to = socket.socket.local_addr().unwrap().as_socket().unwrap();
         UdpSocket::bind("127.0.0.1:0")
             .unwrap()

@@ -40,6 +40,15 @@ impl Segmentation {
             Err(_) => 1,
         };
         tracing::debug!(segments_max, "datagrams the kernel cuts from one message");
+        Self::at_most(segments_max)
+    }
+
+    /// Nothing is cut.
+    pub(super) fn none() -> Self {
+        Self::at_most(1)
+    }
+
+    fn at_most(segments_max: usize) -> Self {
         Self {
             segments_max,
             spared_any: AtomicBool::new(false),

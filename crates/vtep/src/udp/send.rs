@@ -22,7 +22,7 @@ use super::errors::drain;
 use super::message::Envelope;
 use super::receive::is_icmp;
 use super::segmentation::{Segmentation, is_refusal, pieces, singles};
-use super::{BUFFER_BYTES, bind, forbid_fragments, switch_on};
+use super::{BUFFER_BYTES, Batching, bind, forbid_fragments, switch_on};
 use crate::edge::{Datagram, OuterFields, Refusal, SendReport};
 use crate::flow::{SOURCE_PORTS, source_port_index};
 use crate::paths::PathListener;
@@ -39,6 +39,7 @@ pub struct SendSockets {
     /// As many again, for datagrams without checksums; opened when a network wants such.
     unsummed: OnceLock<Vec<Socket>>,
     segmentation: Segmentation,
+    batching: Batching,
     listener: Arc<dyn PathListener>,
 }
 
@@ -47,10 +48,18 @@ impl SendSockets {
     ///
     /// # Errors
     /// What the kernel says; `AddrInUse` when the whole range is taken.
-    pub fn open(vtep: IpAddr, listener: Arc<dyn PathListener>) -> io::Result<Self> {
+    pub fn open(
+        vtep: IpAddr,
+        batching: Batching,
+        listener: Arc<dyn PathListener>,
+    ) -> io::Result<Self> {
         let sockets = open_all(vtep)?;
-        let segmentation = Segmentation::probe(&sockets[0]);
+        let segmentation = match batching {
+            Batching::Full => Segmentation::probe(&sockets[0]),
+            Batching::Single => Segmentation::none(),
+        };
         Ok(Self {
+            batching,
             sockets,
             unsummed: OnceLock::new(),
             segmentation,
@@ -96,6 +105,12 @@ impl SendSockets {
     #[must_use]
     pub const fn segments_max(&self) -> usize {
         self.segmentation.segments_max()
+    }
+
+    /// How much one system call sends.
+    #[must_use]
+    pub const fn batching(&self) -> Batching {
+        self.batching
     }
 
     /// The source ports, in the order that [`source_port_index`] counts: of datagrams with checksums, and behind them, once there are
@@ -280,8 +295,12 @@ impl<'a> Batch<'a> {
         }
         let mut next = 0;
         let mut drained = false;
+        let most = match self.shared.batching {
+            Batching::Full => BATCH,
+            Batching::Single => 1,
+        };
         while next < self.used {
-            let rest = u32::try_from(self.used - next)
+            let rest = u32::try_from(most.min(self.used - next))
                 .expect("invariant: a batch has at most 64 messages");
             // SAFETY: the messages from `next` up to `used` were written above, and what they point to (envelopes in
             // `self`, the datagrams' slices and payloads) lives and stays until this function ends; the kernel reads all
@@ -360,6 +379,7 @@ mod tests {
     use std::io::IoSlice;
     use std::net::UdpSocket;
 
+    use super::super::receive::ReceiveSocket;
     use super::*;
     use crate::paths::PathMonitor;
 
@@ -383,7 +403,7 @@ mod tests {
         for local in ["127.0.0.1:0", "[::1]:0"] {
             let receiver = UdpSocket::bind(local).unwrap();
             let to = receiver.local_addr().unwrap();
-            let sockets = SendSockets::open(to.ip(), unheard()).unwrap();
+            let sockets = SendSockets::open(to.ip(), Batching::Full, unheard()).unwrap();
             let bytes: Vec<[u8; 1]> = (0..100).map(|byte| [byte]).collect();
             let slices: Vec<_> = bytes
                 .iter()
@@ -422,7 +442,7 @@ mod tests {
     fn a_refused_datagram_does_not_stop_the_batch() {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = receiver.local_addr().unwrap();
-        let sockets = SendSockets::open(to.ip(), unheard()).unwrap();
+        let sockets = SendSockets::open(to.ip(), Batching::Full, unheard()).unwrap();
         let closed = UdpSocket::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -458,14 +478,13 @@ mod tests {
 
     #[test]
     fn the_traffic_class_is_set_on_the_outer_header() {
-        let receiver =
-            super::super::receive::ReceiveSocket::open("[::1]:0".parse().unwrap()).unwrap();
+        let receiver = ReceiveSocket::open("[::1]:0".parse().unwrap(), Batching::Full).unwrap();
         let to = socket2::SockRef::from(&rustix::fd::AsFd::as_fd(&receiver))
             .local_addr()
             .unwrap()
             .as_socket()
             .unwrap();
-        let sockets = SendSockets::open(to.ip(), unheard()).unwrap();
+        let sockets = SendSockets::open(to.ip(), Batching::Full, unheard()).unwrap();
         let slices = [IoSlice::new(b"x")];
         let report = sockets.send(&[Datagram {
             outer: OuterFields {
@@ -487,8 +506,39 @@ mod tests {
     }
 
     #[test]
+    fn single_batching_sends_and_takes_one_datagram_a_call() {
+        use crate::frame::DatagramBuf;
+        let receiver =
+            ReceiveSocket::open("127.0.0.1:0".parse().unwrap(), Batching::Single).unwrap();
+        assert!(!receiver.merges());
+        let to = socket2::SockRef::from(&rustix::fd::AsFd::as_fd(&receiver))
+            .local_addr()
+            .unwrap()
+            .as_socket()
+            .unwrap();
+        let sockets = SendSockets::open(to.ip(), Batching::Single, unheard()).unwrap();
+        assert_eq!(sockets.segments_max(), 1);
+        let slices = [IoSlice::new(b"one"), IoSlice::new(b"two")];
+        let to_be_cut = Datagram {
+            segment_size: Some(3),
+            ..datagram(to, 0, &slices)
+        };
+        assert_eq!(sockets.send(&[to_be_cut, to_be_cut]).sent, 4);
+        let mut bufs: Vec<_> = (0..8).map(|_| DatagramBuf::new()).collect();
+        assert_eq!(receiver.recv(&mut bufs).unwrap(), 4);
+        let seen: Vec<_> = bufs[..4]
+            .iter()
+            .map(|buf| (buf.payload(), buf.segment_size))
+            .collect();
+        let expected = [b"one", b"two", b"one", b"two"].map(|word| (&word[..], None));
+        assert_eq!(seen, expected);
+        assert_eq!(receiver.recv(&mut bufs).unwrap(), 0);
+    }
+
+    #[test]
     fn what_is_sent_to_a_source_port_is_filtered() {
-        let sockets = SendSockets::open(IpAddr::from([127, 0, 0, 1]), unheard()).unwrap();
+        let sockets =
+            SendSockets::open(IpAddr::from([127, 0, 0, 1]), Batching::Full, unheard()).unwrap();
         let to = sockets.sockets[0]
             .local_addr()
             .unwrap()

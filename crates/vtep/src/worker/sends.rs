@@ -110,13 +110,18 @@ impl Sends {
                 outgoing.frame,
             )
         });
+        let cuts = underlay.cuts_messages();
         for batch in self.list.chunks(BATCH) {
             let mut slices = [IoSlice::new(&[]); 2 * BATCH];
             // Of each run: the first frame, where its slices end, and the length of its datagrams.
             let mut runs = [(0, 0, 0); BATCH];
             let (mut runs_used, mut slices_used, mut start) = (0, 0, 0);
             while start < batch.len() {
-                let (end, size) = run(frames, batch, start);
+                let (end, size) = if cuts && batch[start].outer.checksum {
+                    run(frames, batch, start)
+                } else {
+                    (start + 1, 0)
+                };
                 for (index, outgoing) in (start..end).zip(&batch[start..end]) {
                     let payload = frames[outgoing.frame].datagram();
                     slices[slices_used] = IoSlice::new(payload);
@@ -294,7 +299,11 @@ mod tests {
     }
 
     /// What an underlay is handed: remote, segment size and length of each message.
-    struct Recorder(Vec<(SocketAddr, Option<u16>, usize)>);
+    #[derive(Default)]
+    struct Recorder {
+        messages: Vec<(SocketAddr, Option<u16>, usize)>,
+        cuts: bool,
+    }
 
     impl Underlay for Recorder {
         fn recv(&mut self, _: &mut [crate::frame::DatagramBuf]) -> std::io::Result<usize> {
@@ -302,7 +311,7 @@ mod tests {
         }
 
         fn send(&mut self, datagrams: &[Datagram<'_>]) -> std::io::Result<SendReport> {
-            self.0.extend(
+            self.messages.extend(
                 datagrams
                     .iter()
                     .map(|datagram| (datagram.to, datagram.segment_size, datagram.len())),
@@ -311,6 +320,10 @@ mod tests {
                 sent: datagrams.iter().map(Datagram::count).sum(),
                 ..SendReport::default()
             })
+        }
+
+        fn cuts_messages(&self) -> bool {
+            self.cuts
         }
 
         fn as_raw_fd(&self) -> Option<std::os::fd::RawFd> {
@@ -348,9 +361,24 @@ mod tests {
     }
 
     fn messages(list: &[(SocketAddr, Vec<u8>)]) -> Vec<(SocketAddr, Option<u16>, usize)> {
-        let mut recorder = Recorder(Vec::new());
+        let mut recorder = Recorder {
+            cuts: true,
+            ..Recorder::default()
+        };
         flush(&mut recorder, list);
-        recorder.0
+        recorder.messages
+    }
+
+    #[test]
+    fn without_cutting_each_frame_is_a_message_and_none_is_padded() {
+        let mut recorder = Recorder::default();
+        let list = [60, 100, 100].map(|len| (to(1), udp(len)));
+        flush(&mut recorder, &list);
+        let lens = recorder.messages.iter().map(|(_, size, len)| (*size, *len));
+        assert_eq!(
+            lens.collect::<Vec<_>>(),
+            [(None, 110), (None, 150), (None, 150)]
+        );
     }
 
     #[test]
