@@ -68,9 +68,9 @@ fn encapsulate((fixture, mut engine, now): (Fixture, Engine, Instant)) -> (Fixtu
 
 #[library_benchmark(setup = with_engine, config = at_most(610))]
 #[bench::macs_1k(1_000)]
-fn decapsulate((fixture, engine, _): (Fixture, Engine, Instant)) -> (Fixture, Engine) {
+fn decapsulate((fixture, engine, now): (Fixture, Engine, Instant)) -> (Fixture, Engine) {
     for (from, payload) in &fixture.datagrams {
-        let arrival = engine.handle_datagram(&fixture.tables, *from, black_box(payload));
+        let arrival = engine.handle_datagram(&fixture.tables, *from, black_box(payload), now);
         assert!(matches!(
             black_box(arrival).verdict,
             Verdict::Deliver { .. }

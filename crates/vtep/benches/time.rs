@@ -70,7 +70,8 @@ fn engine(criterion: &mut Criterion) {
     group.bench_function("decapsulate", |bencher| {
         bencher.iter(|| {
             for (from, payload) in &fixture.datagrams {
-                let arrival = engine.handle_datagram(&fixture.tables, *from, black_box(payload));
+                let arrival =
+                    engine.handle_datagram(&fixture.tables, *from, black_box(payload), now);
                 assert!(matches!(arrival.verdict, Verdict::Deliver { .. }));
                 black_box(arrival.frame);
             }

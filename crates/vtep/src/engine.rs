@@ -7,14 +7,12 @@
 //!
 //! The first check that fails names the [`DropReason`]. A frame from a container has its checksums completed and its size
 //! checked before it comes here (`offload`). A frame that came from a VTEP is never sent to one. Each worker has
-//! an engine of its own: it owns the scratch for answers and the ports' flood budgets, and shares nothing.
+//! an engine of its own: it owns the scratch for answers. Budgets are the tables', so that all workers draw from one.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use foldhash::fast::RandomState;
-use hashbrown::HashMap;
-
+use crate::budget::Limit;
 use crate::ethernet::Frame;
 use crate::fdb::{Location, Network, Port, PortId, Tables};
 use crate::guard::{self, Contents};
@@ -75,18 +73,25 @@ pub struct Arrival<'t, 'p> {
 pub struct Settings {
     /// Drop datagrams with reserved bits set, as Linux and Open vSwitch do, instead of ignoring them as RFC 7348 §5 asks.
     pub strict_reserved_bits: bool,
-    /// Copies of flooded frames per second that one port may cause in one worker, remotes and ports counted alike.
-    pub flood_rate: u32,
-    /// Copies of flooded frames that one port may cause at once. A frame with more copies passes when it is all there.
-    pub flood_burst: u32,
+    /// Copies of flooded frames that one port may cause, remotes and ports counted alike.
+    pub port_floods: Limit,
+    /// Copies of flooded frames from one remote that may be made for ports here: what a remote's own limit should have held back.
+    pub remote_floods: Limit,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             strict_reserved_bits: false,
-            flood_rate: 20_000,
-            flood_burst: 20_000,
+            port_floods: Limit {
+                rate: 20_000,
+                burst: 20_000,
+            },
+            // Several of its ports may flood at once.
+            remote_floods: Limit {
+                rate: 100_000,
+                burst: 100_000,
+            },
         }
     }
 }
@@ -94,22 +99,14 @@ impl Default for Settings {
 /// Decides for one worker.
 pub struct Engine {
     settings: Settings,
-    budgets: HashMap<PortId, Budget, RandomState>,
-    /// What ports may yet be told about frames that are too big; one token is one error.
-    errors: HashMap<PortId, Budget, RandomState>,
     answer: Vec<u8>,
 }
 
-/// "Too big" errors a second, and at once, that one port gets from one worker: a kernel remembers what it is told for each of
-/// its peers, so that honest ones need few.
-const ERROR_RATE: f64 = 100.0;
-const ERROR_BURST: f64 = 100.0;
-
-/// A token bucket; one token is one copy of a flooded frame.
-struct Budget {
-    copies: f64,
-    at: Instant,
-}
+/// "Too big" errors that one port gets: a kernel remembers what it is told for each of its peers, so that honest ones need few.
+const TOO_BIG_ERRORS: Limit = Limit {
+    rate: 100,
+    burst: 100,
+};
 
 impl Engine {
     /// An engine that has seen nothing yet.
@@ -118,8 +115,6 @@ impl Engine {
         // Room for the longest answer there is, an echo reply, so that answering never allocates.
         Self {
             settings,
-            budgets: HashMap::default(),
-            errors: HashMap::default(),
             answer: Vec::with_capacity(crate::frame::MAX_FRAME),
         }
     }
@@ -144,6 +139,7 @@ impl Engine {
         tables: &'t Tables,
         from: SocketAddr,
         payload: &'p [u8],
+        now: Instant,
     ) -> Arrival<'t, 'p> {
         let Some((header, frame)) = Header::parse(payload) else {
             return Arrival::dropped(DropReason::Truncated);
@@ -157,7 +153,9 @@ impl Engine {
         }
         let network = tables.network(header.vni);
         let verdict = match network {
-            Some(network) => decide_for_arrival(network, from, frame).unwrap_or_else(Verdict::Drop),
+            Some(network) => decide_for_arrival(network, from, frame)
+                .and_then(|verdict| self.limit_arrival(tables, from, verdict, now))
+                .unwrap_or_else(Verdict::Drop),
             None => Verdict::Drop(DropReason::UnknownVni),
         };
         Arrival {
@@ -190,9 +188,9 @@ impl Engine {
         if !too_big::answer(frame, quoted, mtu, port.mac, &mut self.answer) {
             return None;
         }
-        let budget = budget(&mut self.errors, tables, port.id, ERROR_BURST, now);
-        budget
-            .take(1.0, ERROR_RATE, ERROR_BURST, now)
+        tables
+            .port_errors(port.id)?
+            .take(1, TOO_BIG_ERRORS, now)
             .then_some(self.answer.len())
     }
 
@@ -244,21 +242,37 @@ impl Engine {
         }
     }
 
+    /// A remote that floods more than its share is held back here, too: one frame of it is a copy for each port.
+    fn limit_arrival<'t>(
+        &self,
+        tables: &Tables,
+        from: SocketAddr,
+        verdict: Verdict<'t>,
+        now: Instant,
+    ) -> Result<Verdict<'t>, DropReason> {
+        let Verdict::Flood { ports, .. } = verdict else {
+            return Ok(verdict);
+        };
+        let budget = tables.remote_floods(from.ip());
+        if budget.is_some_and(|budget| !budget.take(ports.len(), self.settings.remote_floods, now))
+        {
+            return Err(DropReason::FloodLimit);
+        }
+        Ok(verdict)
+    }
+
     /// Head-end replication: one copy for each host that has an endpoint of the network, and one for each other port here.
     fn flood<'t>(
-        &mut self,
+        &self,
         tables: &Tables,
         network: &'t Network,
         port: &Port,
         now: Instant,
     ) -> Result<Verdict<'t>, DropReason> {
         let (ports, remotes) = (network.ports(), network.flood_remotes());
-        let burst = f64::from(self.settings.flood_burst);
-        let copies = u32::try_from(remotes.len() + ports.len().saturating_sub(1))
-            .map_or(f64::INFINITY, f64::from);
-        let rate = f64::from(self.settings.flood_rate);
-        let budget = budget(&mut self.budgets, tables, port.id, burst, now);
-        if !budget.take(copies.min(burst), rate, burst, now) {
+        let copies = remotes.len() + ports.len().saturating_sub(1);
+        let budget = tables.port_floods(port.id);
+        if budget.is_some_and(|budget| !budget.take(copies, self.settings.port_floods, now)) {
             return Err(DropReason::FloodLimit);
         }
         Ok(Verdict::Flood {
@@ -266,39 +280,6 @@ impl Engine {
             ports,
             remotes,
         })
-    }
-}
-
-/// A port's bucket, full when it is new.
-fn budget<'b>(
-    budgets: &'b mut HashMap<PortId, Budget, RandomState>,
-    tables: &Tables,
-    port: PortId,
-    burst: f64,
-    now: Instant,
-) -> &'b mut Budget {
-    // Ports come and go; budgets of those gone are forgotten when there are twice as many as ports.
-    if !budgets.contains_key(&port) && budgets.len() > 2 * tables.ports().count() {
-        budgets.retain(|id, _| tables.port(*id).is_some());
-    }
-    budgets.entry(port).or_insert(Budget {
-        copies: burst,
-        at: now,
-    })
-}
-
-impl Budget {
-    fn take(&mut self, copies: f64, rate: f64, burst: f64, now: Instant) -> bool {
-        let elapsed = now
-            .checked_duration_since(self.at)
-            .unwrap_or(Duration::ZERO);
-        self.copies = (self.copies + elapsed.as_secs_f64() * rate).min(burst);
-        self.at = now;
-        let enough = self.copies >= copies;
-        if enough {
-            self.copies -= copies;
-        }
-        enough
     }
 }
 

@@ -18,6 +18,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Budget;
 use crate::settings::WireSettings;
 use crate::sharded::ShardedMap;
 use crate::stats::Meter;
@@ -146,12 +147,15 @@ pub struct Tables {
 struct PortEntry {
     port: Arc<Port>,
     meter: Arc<Meter>,
+    floods: Arc<Budget>,
+    errors: Arc<Budget>,
 }
 
 /// A VTEP that is a member of some network here.
 #[derive(Clone)]
 struct RemoteEntry {
     meter: Arc<Meter>,
+    floods: Arc<Budget>,
     /// Networks it is a member of; with none the entry goes.
     networks: usize,
 }
@@ -221,6 +225,24 @@ impl Tables {
     #[must_use]
     pub fn remote_meter(&self, addr: IpAddr) -> Option<&Meter> {
         self.remotes.get(&addr).map(|entry| &*entry.meter)
+    }
+
+    /// What the port may still flood.
+    #[must_use]
+    pub fn port_floods(&self, id: PortId) -> Option<&Budget> {
+        self.ports.get(&id).map(|entry| &*entry.floods)
+    }
+
+    /// What the port may still be told of frames that are too big.
+    #[must_use]
+    pub fn port_errors(&self, id: PortId) -> Option<&Budget> {
+        self.ports.get(&id).map(|entry| &*entry.errors)
+    }
+
+    /// What the VTEP with this address may still have flooded here; none of one that is no member of any network.
+    #[must_use]
+    pub fn remote_floods(&self, addr: IpAddr) -> Option<&Budget> {
+        self.remotes.get(&addr).map(|entry| &*entry.floods)
     }
 
     /// All VTEPs that are members of some network, with what came from and went to each, in no order.

@@ -18,6 +18,7 @@
 //! This crate does not know managers, containers, Docker, NAT or names: whoever uses it hands it tables.
 
 pub mod arp;
+pub mod budget;
 pub mod capture;
 pub mod datapath;
 pub mod edge;

@@ -651,7 +651,7 @@ fn a_worker_without_ports_or_tables_is_harmless() -> io::Result<()> {
     );
     assert!(!worker.run_once(wire.now()));
     wire.inject(addr, addr, &encapsulated(&udp(1, 2, b"x")));
-    assert!(worker.poll_underlay()?);
+    assert!(worker.poll_underlay(std::time::Instant::now())?);
     let sum = Counters::sum([&worker.counters()]);
     assert_eq!(
         (sum.drops.get(DropReason::UnknownVni), sum.drops.total()),

@@ -1,6 +1,7 @@
 //! What the engine decides, frame by frame and line by line of the conformance list.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -42,6 +43,10 @@ fn remote(number: u8) -> SocketAddr {
 
 /// Host 1 with A and B; FAR on host 2, FARTHER on host 3; host 4 a member without endpoints that is masked.
 fn tables() -> Arc<Tables> {
+    tables_with([])
+}
+
+fn tables_with(more: impl IntoIterator<Item = Change>) -> Arc<Tables> {
     let mut changes = Vec::new();
     for (number, flood) in [(VNI, true), (TWIN, true), (QUIET, false), (TAGGED, true)] {
         let vni = vni(number);
@@ -109,6 +114,7 @@ fn tables() -> Arc<Tables> {
             mtu: 1450,
         }));
     }
+    changes.extend(more);
     let mut writer = TableWriter::new();
     writer.apply(&changes);
     writer.shared().load_full()
@@ -142,7 +148,7 @@ fn sent(port: PortId, frame: &[u8]) -> Verdict<'static> {
 fn received(settings: Settings, from: SocketAddr, payload: &[u8]) -> Verdict<'static> {
     let tables = Box::leak(Box::new(tables()));
     Engine::new(settings)
-        .handle_datagram(tables, from, payload)
+        .handle_datagram(tables, from, payload, Instant::now())
         .verdict
 }
 
@@ -175,7 +181,12 @@ fn an_arrival_says_its_network_and_its_frame() {
     let tables = tables();
     let frame = udp(FAR, A);
     let payload = encapsulated(VNI, &frame);
-    let arrival = Engine::new(Settings::default()).handle_datagram(&tables, remote(2), &payload);
+    let arrival = Engine::new(Settings::default()).handle_datagram(
+        &tables,
+        remote(2),
+        &payload,
+        Instant::now(),
+    );
     assert_eq!((arrival.vni, arrival.frame), (Some(vni(VNI)), &frame[..]));
 }
 
@@ -326,8 +337,10 @@ fn floods_are_limited_per_port_and_recover() {
     // Conformance V16 and H9. Two hosts and one other port: three copies a frame.
     let tables = tables();
     let mut engine = Engine::new(Settings {
-        flood_rate: 30,
-        flood_burst: 30,
+        port_floods: Limit {
+            rate: 30,
+            burst: 30,
+        },
         ..Settings::default()
     });
     let start = Instant::now();
@@ -379,8 +392,7 @@ fn floods_are_limited_per_port_and_recover() {
 fn a_flood_to_more_hosts_than_the_burst_still_passes_sometimes() {
     let tables = tables();
     let mut engine = Engine::new(Settings {
-        flood_rate: 1,
-        flood_burst: 1,
+        port_floods: Limit { rate: 1, burst: 1 },
         ..Settings::default()
     });
     let now = Instant::now();
@@ -400,36 +412,107 @@ fn a_flood_to_more_hosts_than_the_burst_still_passes_sometimes() {
 }
 
 #[test]
-fn budgets_of_ports_that_are_gone_are_forgotten() {
-    // Conformance H5: memory stays bounded while ports come and go.
-    let mut writer = TableWriter::new();
-    let network = tables().network(vni(VNI)).unwrap().config().clone();
-    writer.apply(&[Change::SetNetwork(network)]);
-    let mut engine = Engine::new(Settings::default());
-    for id in 0..100 {
-        let ips = vec!["10.0.9.2".parse().unwrap()];
-        writer.apply(&[Change::AddPort(Port {
-            id: PortId(id),
-            vni: vni(VNI),
-            mac: A,
-            ips,
-            mtu: 1450,
-        })]);
-        let tables = writer.shared().load_full();
-        let verdict = engine.handle_frame(
-            &tables,
-            PortId(id),
-            &udp(A, MacAddr::BROADCAST),
-            Instant::now(),
-        );
-        assert!(matches!(verdict, Verdict::Flood { .. }));
-        writer.apply(&[Change::RemovePort(PortId(id))]);
-    }
+fn all_workers_draw_from_one_budget() {
+    // Conformance V16 and H9: rate-limited per port, however many queues its interface has.
+    let tables = tables();
+    let settings = Settings {
+        port_floods: Limit {
+            rate: 30,
+            burst: 30,
+        },
+        ..Settings::default()
+    };
+    let mut engines = [Engine::new(settings), Engine::new(settings)];
+    let (now, frame) = (Instant::now(), udp(A, MacAddr::BROADCAST));
+    let flooded = (0..100)
+        .filter(|round| {
+            let verdict = engines[round % 2].handle_frame(&tables, PORT_A, &frame, now);
+            matches!(verdict, Verdict::Flood { .. })
+        })
+        .count();
+    assert_eq!(flooded, 10);
+}
+
+#[test]
+fn floods_of_a_remote_are_limited_where_they_arrive() {
+    // Conformance H9: a host that does not limit its containers. Two ports here: two copies a frame.
+    let tables = tables();
+    let engine = Engine::new(Settings {
+        remote_floods: Limit {
+            rate: 20,
+            burst: 20,
+        },
+        ..Settings::default()
+    });
+    let start = Instant::now();
+    let flooded = |from: u8, source: MacAddr, at: Duration| {
+        let payload = encapsulated(VNI, &udp(source, MacAddr::BROADCAST));
+        let arrival = engine.handle_datagram(&tables, remote(from), &payload, start + at);
+        match arrival.verdict {
+            Verdict::Flood { .. } => true,
+            Verdict::Drop(DropReason::FloodLimit) => false,
+            other => panic!("{other:?}"),
+        }
+    };
+    let storm = |at| (0..100).filter(|_| flooded(2, FAR, at)).count();
+    assert_eq!(storm(Duration::ZERO), 10);
     assert!(
-        engine.budgets.len() <= 4,
-        "{} budgets",
-        engine.budgets.len()
+        flooded(3, FARTHER, Duration::ZERO),
+        "another remote has its own budget"
     );
+    assert_eq!(storm(Duration::from_secs(1)), 10);
+    // What is not flooded is not limited.
+    let payload = encapsulated(VNI, &udp(FAR, A));
+    let verdict = engine
+        .handle_datagram(&tables, remote(2), &payload, start + Duration::from_secs(1))
+        .verdict;
+    assert_eq!(verdict, Verdict::Deliver { port: PORT_A });
+}
+
+proptest! {
+    /// Conformance H9: whatever a container floods and however many hosts there are, its copies stay within its limit, and another
+    /// container's frames, flooded or not, all pass.
+    #[test]
+    fn a_storm_takes_nothing_from_others(
+        hosts in 1u8..120,
+        storm in proptest::collection::vec((0u64..5_000, 0usize..400), 1..40),
+    ) {
+        let limit = Settings::default().port_floods;
+        let tables = tables_with((0..hosts).map(|host| Change::SetMember {
+            vni: vni(VNI),
+            remote: SocketAddr::from(([198, 51, 100, host], 4789)),
+            flood: true,
+        }));
+        let mut engine = Engine::new(Settings::default());
+        let start = Instant::now();
+        let (mut now, mut copies) = (start, 0);
+        let copies_of = |verdict: Verdict<'_>| match verdict {
+            Verdict::Flood { ports, remotes, .. } => ports.len() - 1 + remotes.len(),
+            Verdict::Drop(DropReason::FloodLimit) => 0,
+            other => panic!("{other:?}"),
+        };
+        let mut quiet = udp(B, MacAddr::BROADCAST);
+        quiet[29] = 3;
+        let mut unicast = udp(B, A);
+        unicast[29] = 3;
+        for (millis, frames) in storm {
+            // At ten a second and 120 hosts the quiet one is far below its own limit.
+            now += Duration::from_millis(100 + millis);
+            for _ in 0..frames {
+                copies += copies_of(engine.handle_frame(&tables, PORT_A, &udp(A, MacAddr::BROADCAST), now));
+            }
+            prop_assert_eq!(
+                copies_of(engine.handle_frame(&tables, PORT_B, &quiet, now)),
+                usize::from(hosts) + 3
+            );
+            prop_assert_eq!(
+                engine.handle_frame(&tables, PORT_B, &unicast, now),
+                Verdict::Deliver { port: PORT_A }
+            );
+            let most = f64::from(limit.burst) + (now - start).as_secs_f64() * f64::from(limit.rate);
+            prop_assert!(copies as f64 <= most + 1.0, "{copies} copies, at most {most}");
+        }
+    }
 }
 
 #[test]
@@ -698,7 +781,7 @@ proptest! {
         let tables = tables();
         let engine = Engine::new(Settings::default());
         let payload = encapsulated(number, &frame);
-        let arrival = engine.handle_datagram(&tables, remote(from), &payload);
+        let arrival = engine.handle_datagram(&tables, remote(from), &payload, Instant::now());
         match arrival.verdict {
             Verdict::Drop(_) => {}
             Verdict::Deliver { .. } | Verdict::Flood { remotes: [], .. } => {
@@ -716,6 +799,6 @@ proptest! {
         let tables = tables();
         let mut engine = Engine::new(Settings::default());
         let _ = engine.handle_frame(&tables, PORT_A, &bytes, Instant::now());
-        let _ = engine.handle_datagram(&tables, remote(2), &bytes);
+        let _ = engine.handle_datagram(&tables, remote(2), &bytes, Instant::now());
     }
 }

@@ -144,6 +144,8 @@ impl TableWriter {
         let entry = PortEntry {
             port: Arc::new(port.clone()),
             meter: Arc::new(Meter::new(self.workers)),
+            floods: Arc::default(),
+            errors: Arc::default(),
         };
         Arc::make_mut(&mut self.tables.ports).insert(port.id, entry);
         self.change_network(port.vni, |network| network.add_port(port));
@@ -161,6 +163,7 @@ impl TableWriter {
             .entry(addr)
             .or_insert_with(|| RemoteEntry {
                 meter: Arc::new(Meter::new(workers)),
+                floods: Arc::default(),
                 networks: 0,
             })
             .networks += 1;

@@ -223,6 +223,7 @@ mod tests {
 
     use super::*;
     use crate::edge::{Datagram, OuterFields};
+    use crate::udp::Batching;
 
     #[derive(Default)]
     struct Heard(Mutex<Vec<(SocketAddr, u32, bool)>>);
@@ -240,7 +241,8 @@ mod tests {
             let receiver = UdpSocket::bind(local).unwrap();
             let to = receiver.local_addr().unwrap();
             let heard = Arc::new(Heard::default());
-            let sockets = SendSockets::open(to.ip(), Arc::clone(&heard) as _).unwrap();
+            let sockets =
+                SendSockets::open(to.ip(), Batching::Full, Arc::clone(&heard) as _).unwrap();
             // One byte more than loopback's MTU of 65,536 with IPv6's headers; what IPv4 can't say at all is refused earlier.
             let bytes = vec![0; 65_536];
             let slices = [IoSlice::new(
@@ -270,7 +272,8 @@ mod tests {
             .local_addr()
             .unwrap();
         let heard = Arc::new(Heard::default());
-        let sockets = SendSockets::open(closed.ip(), Arc::clone(&heard) as _).unwrap();
+        let sockets =
+            SendSockets::open(closed.ip(), Batching::Full, Arc::clone(&heard) as _).unwrap();
         let sockets = Arc::new(sockets);
         let watch = ErrorWatch::spawn(Arc::clone(&sockets)).unwrap();
         let slices = [IoSlice::new(b"x")];

@@ -6,6 +6,7 @@
 //! checksums, which are merged by flow.
 
 use std::io;
+use std::time::Instant;
 
 use super::Worker;
 use super::delivery::{PortQueue, deliver_all, deliver_cut};
@@ -27,7 +28,7 @@ impl<U: Underlay> Worker<U> {
     ///
     /// # Errors
     /// When the socket is broken.
-    pub fn poll_underlay(&mut self) -> io::Result<bool> {
+    pub fn poll_underlay(&mut self, now: Instant) -> io::Result<bool> {
         let count = self.underlay.recv(&mut self.datagrams)?;
         if count == 0 {
             return Ok(false);
@@ -61,7 +62,7 @@ impl<U: Underlay> Worker<U> {
                     frame,
                     dscp,
                     ..
-                } = self.engine.handle_datagram(&tables, from, payload);
+                } = self.engine.handle_datagram(&tables, from, payload, now);
                 // One port may have its kernel do the rest; for several it is done once, here.
                 let (fate, ports, several) = match &verdict {
                     Verdict::Deliver { port } => {

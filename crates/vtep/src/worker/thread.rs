@@ -112,15 +112,15 @@ impl<U: Underlay> Loop<U> {
                             return;
                         }
                     }
-                    UNDERLAY => self.poll_underlay(),
+                    UNDERLAY => self.poll_underlay(now),
                     port => self.poll_port(port, now),
                 }
             }
         }
     }
 
-    fn poll_underlay(&mut self) {
-        if let Err(error) = self.worker.poll_underlay() {
+    fn poll_underlay(&mut self, now: Instant) {
+        if let Err(error) = self.worker.poll_underlay(now) {
             // Nothing makes a bound UDP socket fail for good; the next event tries again.
             tracing::warn!(%error, "can't receive from the underlay");
         }
