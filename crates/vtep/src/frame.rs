@@ -45,7 +45,15 @@ impl FrameBuf {
 
     /// The whole area a frame may take, for an edge to read into before it calls [`Self::set_frame`].
     pub fn space(&mut self) -> &mut [u8] {
-        &mut self.bytes[HEADROOM..HEADROOM + MAX_FRAME]
+        self.space_behind(0)
+    }
+
+    /// [`Self::space`] with the last `head` bytes of the headroom before it, for what an edge gives in front of a frame.
+    ///
+    /// # Panics
+    /// When the headroom is shorter than `head`.
+    pub fn space_behind(&mut self, head: usize) -> &mut [u8] {
+        &mut self.bytes[HEADROOM - head..HEADROOM + MAX_FRAME]
     }
 
     /// Says that the first `len` bytes of [`Self::space`] are a frame, and forgets the header written for the last one.

@@ -47,7 +47,7 @@ use sends::Sends;
 pub(crate) use thread::{Command, WorkerThread};
 
 /// Frames taken from a port at once. Twice what one message carries to a remote: wake-ups on both sides become fewer.
-const FRAMES: usize = 64;
+const FRAMES: usize = 128;
 /// Frames or datagrams handed to an edge at once.
 const BATCH: usize = 64;
 /// Buffers of datagrams taken from the underlay at once; each may hold 64 KiB of them.
