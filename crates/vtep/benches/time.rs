@@ -21,10 +21,8 @@ fn fdb(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1_000));
     for endpoints in [1_000, 64_000, 1_000_000] {
         let fixture = Fixture::new(endpoints);
-        let network = fixture
-            .tables
-            .network(fixture.vni)
-            .expect("the fixture's network");
+        let tables = fixture.tables.load_full();
+        let network = tables.network(fixture.vni).expect("the fixture's network");
         group.bench_function(endpoints.to_string(), |bencher| {
             bencher.iter(|| {
                 fixture
@@ -40,6 +38,7 @@ fn fdb(criterion: &mut Criterion) {
 
 fn engine(criterion: &mut Criterion) {
     let fixture = Fixture::new(1_000);
+    let tables = fixture.tables.load_full();
     let mut engine = Engine::new(Settings::default());
     let now = Instant::now();
     let mut group = criterion.benchmark_group("engine");
@@ -57,8 +56,7 @@ fn engine(criterion: &mut Criterion) {
     group.bench_function("encapsulate", |bencher| {
         bencher.iter(|| {
             for buf in &mut bufs {
-                let verdict =
-                    engine.handle_frame(&fixture.tables, PORT, black_box(buf.frame()), now);
+                let verdict = engine.handle_frame(&tables, PORT, black_box(buf.frame()), now);
                 let Verdict::Send { vni, remote } = verdict else {
                     panic!("{verdict:?}")
                 };
@@ -70,8 +68,7 @@ fn engine(criterion: &mut Criterion) {
     group.bench_function("decapsulate", |bencher| {
         bencher.iter(|| {
             for (from, payload) in &fixture.datagrams {
-                let arrival =
-                    engine.handle_datagram(&fixture.tables, *from, black_box(payload), now);
+                let arrival = engine.handle_datagram(&tables, *from, black_box(payload), now);
                 assert!(matches!(arrival.verdict, Verdict::Deliver { .. }));
                 black_box(arrival.frame);
             }

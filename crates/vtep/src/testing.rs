@@ -2,7 +2,10 @@
 //!
 //! A [`Wire`] joins any number of [`MemoryUnderlay`]s. It loses, delays, reorders and repeats datagrams as [`Faults`] say, by
 //! chance that a seed determines, and its clock moves only when told to: a test that fails once fails every time. A
-//! [`MemoryTap`] is a container's interface; the [`Container`] on its other end holds what was delivered.
+//! [`MemoryTap`] is a container's interface; the [`Container`] on its other end holds what was delivered. [`RepeatingTap`] and
+//! [`RepeatingUnderlay`] only keep a worker busy.
+
+mod repeat;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -18,6 +21,8 @@ use crate::flow;
 use crate::frame::{DatagramBuf, FrameBuf, MAX_FRAME, MAX_PAYLOAD};
 use crate::paths::{PathListener, PathReport};
 use crate::traffic_class;
+
+pub use repeat::{Merged, RepeatingTap, RepeatingUnderlay};
 
 /// What the wire does to datagrams. The default is a perfect wire.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -7,19 +7,17 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use vtep::arp::Arp;
-use vtep::edge::{Datagram, Offload, SendReport, Tap, TapFeatures, TapFrame, Underlay};
+use vtep::edge::Offload;
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter};
-use vtep::frame::{DatagramBuf, FrameBuf};
 use vtep::settings::WireSettings;
 use vtep::stats::{Counters, DropReason};
 use vtep::tap::Backend;
+use vtep::testing::{RepeatingTap, RepeatingUnderlay};
 use vtep::vxlan::Header;
 use vtep::worker::{Worker, WorkerConfig};
 use vtep::{MacAddr, Vni};
@@ -56,70 +54,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// A container that sends the same frames in every round, and takes any.
-struct Repeating {
-    frames: Vec<(Vec<u8>, Offload)>,
-    next: usize,
-}
-
-impl Tap for Repeating {
-    fn recv(&mut self, bufs: &mut [FrameBuf]) -> io::Result<usize> {
-        let rest = &self.frames[self.next..];
-        for (buf, (frame, offload)) in bufs.iter_mut().zip(rest) {
-            buf.space()[..frame.len()].copy_from_slice(frame);
-            buf.set_frame(frame.len(), *offload);
-        }
-        let count = rest.len().min(bufs.len());
-        self.next = if count == 0 { 0 } else { self.next + count };
-        Ok(count)
-    }
-
-    fn send(&mut self, frames: &[TapFrame<'_>]) -> io::Result<SendReport> {
-        Ok(SendReport {
-            sent: frames.len(),
-            ..SendReport::default()
-        })
-    }
-
-    fn features(&self) -> TapFeatures {
-        TapFeatures::ALL
-    }
-
-    fn as_raw_fd(&self) -> Option<RawFd> {
-        None
-    }
-}
-
-/// A payload longer than this is one of several datagrams of [`SEGMENT`] bytes, as `UDP_GRO` delivers them.
-const MERGED: usize = 2_000;
+/// The size of each datagram where several were merged.
 const SEGMENT: u16 = 8 + 42 + 1_000;
-
-/// A wire that brings the same datagrams in every round, and takes any.
-struct Wire {
-    datagrams: Vec<(SocketAddr, Vec<u8>)>,
-}
-
-impl Underlay for Wire {
-    fn recv(&mut self, bufs: &mut [DatagramBuf]) -> io::Result<usize> {
-        for (buf, (from, payload)) in bufs.iter_mut().zip(&self.datagrams) {
-            buf.space()[..payload.len()].copy_from_slice(payload);
-            buf.set_payload(payload.len(), *from);
-            buf.segment_size = (payload.len() > MERGED).then_some(SEGMENT);
-        }
-        Ok(self.datagrams.len().min(bufs.len()))
-    }
-
-    fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<SendReport> {
-        Ok(SendReport {
-            sent: datagrams.iter().map(Datagram::count).sum(),
-            ..SendReport::default()
-        })
-    }
-
-    fn as_raw_fd(&self) -> Option<RawFd> {
-        None
-    }
-}
 
 const OWN: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
 const NEIGHBOR: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 2]);
@@ -269,17 +205,21 @@ fn a_warm_worker_allocates_nothing() {
     writer.apply(&changes);
 
     let encapsulated = |frame: &[u8]| [&Header::emit(vni)[..], frame].concat();
+    let merged = |to| encapsulated(&udp(FAR, to, 4)).repeat(50);
     let datagrams = vec![
-        (remote, encapsulated(&udp(FAR, OWN, 4))),
-        (remote, encapsulated(&udp(FAR, MacAddr::BROADCAST, 4))),
-        (stranger, encapsulated(&udp(FAR, OWN, 4))),
-        (remote, encapsulated(&udp(NEIGHBOR, OWN, 4))),
-        (remote, vec![8]),
-        (remote, encapsulated(&udp(FAR, OWN, 4)).repeat(50)),
-        (remote, encapsulated(&udp(FAR, NEIGHBOR, 4)).repeat(50)),
+        (remote, encapsulated(&udp(FAR, OWN, 4)), None),
+        (remote, encapsulated(&udp(FAR, MacAddr::BROADCAST, 4)), None),
+        (stranger, encapsulated(&udp(FAR, OWN, 4)), None),
+        (remote, encapsulated(&udp(NEIGHBOR, OWN, 4)), None),
+        (remote, vec![8], None),
+        (remote, merged(OWN), Some(SEGMENT)),
+        (remote, merged(NEIGHBOR), Some(SEGMENT)),
     ];
     let tables = writer.shared();
-    let mut worker = Worker::new(Wire { datagrams }, WorkerConfig::new(tables.clone()));
+    let mut worker = Worker::new(
+        RepeatingUnderlay::new(datagrams),
+        WorkerConfig::new(tables.clone()),
+    );
     let frames = from_container();
     for (id, backend) in [(1, Backend::Offload), (2, Backend::Plain)] {
         let frames = if id == 1 { frames.clone() } else { Vec::new() };
@@ -287,7 +227,7 @@ fn a_warm_worker_allocates_nothing() {
             PortId(id),
             1450,
             backend,
-            Box::new(Repeating { frames, next: 0 }),
+            Box::new(RepeatingTap::new(frames)),
         );
     }
 
