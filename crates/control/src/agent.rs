@@ -9,18 +9,21 @@ mod restore;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use vtep::Vni;
+use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo, HostView};
+use crate::installed::{Digest, Entry};
+use crate::manager::repair::CONFIRM_MAX;
 use crate::message::{OwnedEndpoint, ToAgent, ToManager, VERSION};
 use crate::network::Endpoint;
 use crate::request::{
-    ClusterInfo, ControlStatus, EndpointState, Event, Owned, Request, RequestError, Response,
+    ClusterInfo, ControlStatus, EndpointState, Event, Inspection, Owned, Request, RequestError,
+    Response,
 };
 use crate::row::Row;
 use stream::Stream;
@@ -31,6 +34,8 @@ pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// A manager that says nothing for this long is taken for dead: a little under the 3 s in which a healed host must be seen.
 pub const SILENCE: Duration = Duration::from_millis(2500);
+/// Table entries in one message, below 100 bytes each.
+const ENTRIES_PER_MESSAGE: usize = 4096;
 /// The longest answer put together from its parts.
 const REPLY_MAX: usize = 64 << 20;
 
@@ -227,6 +232,20 @@ impl Agent {
                 _,
             ) => self.owned(endpoints, names, last),
             (ToAgent::NetworkRemoved { vni }, _) => self.network_removed(vni),
+            (ToAgent::Misdelivered { vni, mac }, _) => {
+                if let Some(stream) = self.streams.get_mut(&vni) {
+                    stream.restate(mac, &mut self.outputs);
+                    let holding = stream.table().holders(mac).map(|row| row.ip);
+                    let ips = holding.take(CONFIRM_MAX).collect();
+                    self.messages
+                        .push_back(ToManager::Confirm { vni, mac, ips });
+                }
+            }
+            (ToAgent::Inspect { id, vni, digest }, _) => {
+                let inspection = Inspection { id, vni, digest };
+                self.outputs
+                    .push_back(Output::Event(Event::Inspect(inspection)));
+            }
             (ToAgent::Reply { id, part, last }, _) => self.reply(id, &part, last),
             (message, _) => {
                 let rows_of = match &message {
@@ -262,6 +281,12 @@ impl Agent {
                 }
             }
             ToAgent::RowLost { vni, epoch } => self.lose(vni, epoch),
+            ToAgent::Corrections { vni, rows } => {
+                self.watch_own(&rows, vni);
+                if let Some(stream) = self.streams.get_mut(&vni) {
+                    stream.correct(rows, &mut self.outputs);
+                }
+            }
             // Of one connection, and without a meaning beside it.
             ToAgent::Joined { .. }
             | ToAgent::Welcome { .. }
@@ -269,6 +294,8 @@ impl Agent {
             | ToAgent::Heartbeat
             | ToAgent::Owned { .. }
             | ToAgent::NetworkRemoved { .. }
+            | ToAgent::Misdelivered { .. }
+            | ToAgent::Inspect { .. }
             | ToAgent::Reply { .. } => {}
         }
     }
@@ -330,6 +357,38 @@ impl Agent {
         if matches!(self.link, Link::Up { owned: None, .. }) {
             self.send_publish(key);
         }
+    }
+
+    /// A frame came here from the VTEP `from` for a MAC address that is not here.
+    pub fn misdelivered(&mut self, vni: Vni, mac: MacAddr, from: IpAddr) {
+        if matches!(self.link, Link::Up { .. }) {
+            self.messages
+                .push_back(ToManager::Misdelivered { vni, mac, from });
+        }
+    }
+
+    /// Tells the manager what this host's datapath holds of a network.
+    pub fn report(&mut self, inspection: Inspection, installed: &BTreeSet<Entry>) {
+        if !matches!(self.link, Link::Up { .. }) {
+            return;
+        }
+        let Inspection { id, vni, digest } = inspection;
+        let part = |same, entries, last| ToManager::Installed {
+            id,
+            vni,
+            same,
+            entries,
+            last,
+        };
+        if installed.iter().collect::<Digest>() == digest {
+            self.messages.push_back(part(true, Vec::new(), true));
+            return;
+        }
+        let entries: Vec<Entry> = installed.iter().copied().collect();
+        let chunks = entries.chunks(ENTRIES_PER_MESSAGE);
+        self.messages
+            .extend(chunks.map(|entries| part(false, entries.to_vec(), false)));
+        self.messages.push_back(part(false, Vec::new(), true));
     }
 
     /// Ask the manager. The answer comes as [`Output::Answer`] with this id.

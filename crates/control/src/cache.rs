@@ -51,6 +51,9 @@ pub(crate) fn is_kept(message: &ToAgent) -> bool {
         | ToAgent::Reject { .. }
         | ToAgent::Heartbeat
         | ToAgent::Owned { .. }
+        | ToAgent::Misdelivered { .. }
+        | ToAgent::Corrections { .. }
+        | ToAgent::Inspect { .. }
         | ToAgent::Reply { .. } => false,
     }
 }

@@ -2,7 +2,7 @@
 
 mod renewal;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -16,17 +16,18 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::client::TlsStream;
-use vtep::Vni;
+use vtep::{MacAddr, Vni};
 
 use crate::agent::{Agent, Output, REQUEST_DEADLINE};
 use crate::cache::{Kept, TableCache, is_kept};
 use crate::dial::{dial, explain};
 use crate::host::{HostId, HostInfo};
+use crate::installed::Entry;
 use crate::message::{MessageError, ToAgent};
 use crate::network::Endpoint;
 use crate::pki::{Identity, WallClock};
 use crate::request::{
-    ClusterInfo, ControlStatus, EndpointState, Event, Request, RequestError, Response,
+    ClusterInfo, ControlStatus, EndpointState, Event, Inspection, Request, RequestError, Response,
 };
 use crate::transport::{FRAME_MAX, FrameError, Outbox, read_frame};
 use renewal::Renewal;
@@ -243,6 +244,19 @@ impl AgentHandle {
     /// This host's endpoint is up or down; said again on every connection until the endpoint is freed or lost.
     pub fn publish(&self, endpoint: Endpoint, state: EndpointState) {
         self.shared.core().agent.publish(endpoint, state);
+        self.shared.wake.notify_one();
+    }
+
+    /// A frame came here from the VTEP `from` for a MAC address that is not here: the sender will be told. Forgotten without a
+    /// manager; the next frame tells it again.
+    pub fn misdelivered(&self, vni: Vni, mac: MacAddr, from: IpAddr) {
+        self.shared.core().agent.misdelivered(vni, mac, from);
+        self.shared.wake.notify_one();
+    }
+
+    /// Answers [`Event::Inspect`] with what the datapath holds.
+    pub fn report(&self, inspection: Inspection, installed: &BTreeSet<Entry>) {
+        self.shared.core().agent.report(inspection, installed);
         self.shared.wake.notify_one();
     }
 

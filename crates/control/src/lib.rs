@@ -23,6 +23,7 @@ mod client;
 mod dial;
 pub mod epoch;
 pub mod host;
+pub mod installed;
 mod join;
 pub mod manager;
 pub mod message;
@@ -46,8 +47,8 @@ pub use manager::Lasts;
 pub use network::{Addressing, Endpoint, MacMode, Network, NetworkSpec, is_valid_name, quote};
 pub use pki::{Authority, Identity, Role, WallClock};
 pub use request::{
-    ClusterInfo, ControlStatus, EndpointState, EndpointView, Event, NetworkDetails, Owned, Request,
-    RequestError, Response, SubnetUsage, SubscriptionStatus,
+    ClusterInfo, ControlStatus, EndpointState, EndpointView, Event, Inspection, NetworkDetails,
+    Owned, Request, RequestError, Response, SubnetUsage, SubscriptionStatus,
 };
 pub use row::{Row, State};
 pub use server::{ManagerConfig, ManagerError, ManagerHandle, ManagerStatus, Prober};

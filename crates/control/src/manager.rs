@@ -10,10 +10,14 @@ mod addresses;
 mod endpoints;
 mod hosts;
 mod networks;
+pub(crate) mod repair;
 mod state;
 mod streams;
 mod subnets;
+#[cfg(test)]
+mod testing;
 mod trust;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -29,9 +33,11 @@ use crate::pki::{Certificate, Role};
 use crate::request::{Request, Response};
 use crate::store::Write;
 use crate::subnet::AddressPool;
+use repair::Budget;
 use state::State;
 pub use state::StateError;
 pub use trust::{Lasts, Refusal};
+use verify::Verifications;
 
 /// How often agents send heartbeats: five in the silence that masks a host.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -129,6 +135,7 @@ pub struct Manager {
     /// of them may know that the store is old.
     known_at_start: usize,
     held: VecDeque<HeldCall>,
+    verifications: Verifications,
     outputs: VecDeque<Output>,
 }
 
@@ -148,6 +155,7 @@ struct Peer {
     role: Role,
     heard: Duration,
     subscriptions: BTreeSet<Vni>,
+    repairs: Budget,
 }
 
 #[derive(Debug)]
@@ -194,6 +202,7 @@ impl Manager {
             unsettled_until: None,
             known_at_start,
             held: VecDeque::new(),
+            verifications: Verifications::default(),
             outputs: VecDeque::new(),
         })
     }
@@ -234,6 +243,17 @@ impl Manager {
             } => {
                 self.publish(connection, host, endpoint, owner_seq, state, now);
             }
+            ToManager::Misdelivered { vni, mac, from } => {
+                self.misdelivered(connection, vni, mac, from, now);
+            }
+            ToManager::Confirm { vni, mac, ips } => self.confirm(connection, vni, mac, &ips, now),
+            ToManager::Installed {
+                id,
+                vni,
+                same,
+                entries,
+                last,
+            } => self.installed(id, (vni, host), same, entries, last, now),
             ToManager::Call { id, request } => self.call(connection, host, id, request, now),
         }
     }
@@ -285,6 +305,7 @@ impl Manager {
             }
         }
         self.release_held(now);
+        self.advance_verifications(now);
     }
 
     /// Gathers this turn's changes into one message for each network.
@@ -298,6 +319,8 @@ impl Manager {
                 });
             }
         }
+        // After the turn's rows: what a host is asked about is what it has been told.
+        self.send_inspections();
     }
 
     /// What must be durable before anything is sent.
@@ -399,6 +422,12 @@ impl Manager {
             Request::Renew { request } => {
                 self.renew(connection, id, request);
                 return;
+            }
+            Request::Verify(network) => {
+                match self.verify(connection, id, network.as_deref(), now) {
+                    Ok(()) => return,
+                    Err(refused) => Err(refused),
+                }
             }
             Request::Leave => {
                 self.forget_host(host, now);

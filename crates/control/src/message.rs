@@ -6,8 +6,10 @@
 //! [`ToManager::decode`] and [`ToAgent::decode`] needs no second look. It never panics and never allocates more than a small
 //! multiple of its input. Framing and limits of size are in `transport.rs`.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
-use vtep::Vni;
+use vtep::{MacAddr, Vni};
 
 use crate::host::HostId;
 use crate::network::Endpoint;
@@ -62,6 +64,27 @@ fn vni(number: u32) -> Result<Vni, MessageError> {
     Vni::new(number).map_err(|_| MessageError::Field("vni"))
 }
 
+fn mac(bytes: &[u8]) -> Result<MacAddr, MessageError> {
+    let octets = bytes.try_into().map_err(|_| MessageError::Field("mac"))?;
+    Ok(MacAddr::new(octets))
+}
+
+fn ip(bytes: &[u8]) -> Result<IpAddr, MessageError> {
+    if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+        return Ok(octets.into());
+    }
+    <[u8; 16]>::try_from(bytes)
+        .map(IpAddr::from)
+        .map_err(|_| MessageError::Field("address"))
+}
+
+fn ip_to_wire(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
 fn generation(number: u32) -> Result<u16, MessageError> {
     u16::try_from(number).map_err(|_| MessageError::Field("generation"))
 }
@@ -93,12 +116,12 @@ mod tests {
 
     use bytes::Bytes;
     use prost::Message as _;
-    use vtep::MacAddr;
 
     use super::rows::row_to_wire;
     use super::*;
     use crate::epoch::Epoch;
     use crate::host::HostInfo;
+    use crate::installed::{Digest, Entry};
     use crate::request::Request;
     use crate::row::{Row, State};
     use crate::token::Secret;
@@ -169,6 +192,26 @@ mod tests {
                 owner_seq: 4,
                 state: EndpointState::Up,
             },
+            ToManager::Installed {
+                id: 8,
+                vni,
+                same: false,
+                entries: vec![Entry::Member {
+                    vtep: [192, 0, 2, 1].into(),
+                    flood: true,
+                }],
+                last: true,
+            },
+            ToManager::Misdelivered {
+                vni,
+                mac: MacAddr::new([2, 1, 10, 0, 9, 2]),
+                from: [192, 0, 2, 1].into(),
+            },
+            ToManager::Confirm {
+                vni,
+                mac: MacAddr::new([2, 1, 10, 0, 9, 2]),
+                ips: vec![[10, 0, 9, 2].into(), [0xfd; 16].into()],
+            },
             ToManager::Call {
                 id: 6,
                 request: Request::Free {
@@ -213,6 +256,19 @@ mod tests {
             ToAgent::RowLost {
                 vni: Vni::MAX,
                 epoch: Epoch::new(1, 2),
+            },
+            ToAgent::Inspect {
+                id: 8,
+                vni: Vni::MAX,
+                digest: Digest::from_bytes([7; 16]),
+            },
+            ToAgent::Misdelivered {
+                vni: Vni::MAX,
+                mac: MacAddr::new([2, 1, 10, 0, 9, 2]),
+            },
+            ToAgent::Corrections {
+                vni: Vni::MAX,
+                rows: rows(3).rows,
             },
             ToAgent::Reply {
                 id: 6,

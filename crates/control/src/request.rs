@@ -9,6 +9,7 @@ use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostView};
+use crate::installed::{Digest, Verified};
 use crate::manager::Lasts;
 use crate::network::{Endpoint, Network, NetworkSpec};
 use crate::pki::{Identity, Role};
@@ -81,6 +82,8 @@ pub enum Request {
         /// The key (PKCS #10, DER).
         request: Vec<u8>,
     },
+    /// Compare what hosts' datapaths hold with what they should, in one network or in all. Answer: [`Response::Verified`].
+    Verify(Option<String>),
     /// Forget the asking host. Its agent does not connect again. Answer: [`Response::Done`].
     Leave,
     /// Expect a probe with this nonce at the manager's VTEP, for the next few seconds. Answer: [`Response::Done`].
@@ -126,6 +129,8 @@ pub enum Response {
     },
     /// A certificate, in DER.
     Certificate(Vec<u8>),
+    /// What was found, by network and host.
+    Verified(Vec<Verified>),
     /// The sizes of announced probes that arrived at the manager, in bytes of IP packet.
     ProbeSizes(Vec<u16>),
 }
@@ -257,6 +262,8 @@ pub enum Event {
     },
     /// This host has a new certificate for a new key, to be kept for the next start.
     IdentityRenewed(Arc<Identity>),
+    /// The manager asks what the datapath holds: to be answered with `AgentHandle::report`, after all events before this one.
+    Inspect(Inspection),
     /// This host's endpoint lost its addresses to a newer allocation, or was freed by an operator: take its port down.
     RowLost {
         /// The network.
@@ -264,6 +271,17 @@ pub enum Event {
         /// The endpoint's epoch.
         epoch: Epoch,
     },
+}
+
+/// A manager's question whether a datapath holds what it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Names the answer.
+    pub id: u64,
+    /// The network.
+    pub vni: Vni,
+    /// Of what it should hold.
+    pub digest: Digest,
 }
 
 /// What a manager says of the cluster when it takes a host in.

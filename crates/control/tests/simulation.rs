@@ -106,7 +106,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 impl Sim {
     fn new() -> Self {
         let store = MemoryStore::default();
-        let hosts = (1..=HOSTS).map(|n| Host::new(n)).collect();
+        let hosts = (1..=HOSTS).map(Host::new).collect();
         let manager = load(&store, Duration::ZERO);
         let vni = Vni::new(4096).unwrap();
         let checkpoint = BTreeMap::new();

@@ -19,12 +19,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crossbeam_channel::Receiver;
 use netns::{NetlinkError, Netns, NetnsError};
 use serde::Serialize;
 
 pub use crate::capture::{Capture, CaptureFilter};
 pub use crate::edge::TapFeatures;
 use crate::fdb::{Change, PortId, Tables};
+pub use crate::misdelivery::Misdelivered;
 use crate::paths::{Paths, Reports};
 pub use crate::probe::{Nonce, ProbeSeen, ProbeWatch};
 use crate::stats::Counters;
@@ -138,6 +140,9 @@ pub trait Datapath: Send + Sync {
 
     /// What has passed and what was dropped since the start.
     fn counters(&self) -> Counters;
+
+    /// Frames that members sent here for MAC addresses that are not here. Bounded: what nobody takes is lost.
+    fn misdeliveries(&self) -> Receiver<Misdelivered>;
 
     /// Copies frames and datagrams as they pass, with what became of them, until the capture is dropped.
     fn capture(&self, filter: CaptureFilter) -> Capture;

@@ -31,6 +31,7 @@ pub mod guard;
 mod icmp;
 pub mod ip;
 mod mac;
+pub mod misdelivery;
 pub mod nd;
 pub mod neighbor;
 pub mod offload;

@@ -35,6 +35,7 @@ use crate::edge::{Tap, Underlay};
 use crate::engine::{Engine, Settings};
 use crate::fdb::{PortId, SharedTables, Tables};
 use crate::frame::{DatagramBuf, FrameBuf};
+use crate::misdelivery::Misdeliveries;
 use crate::offload::coalesce::Coalescer;
 use crate::paths::Paths;
 use crate::probe::ProbeRegistry;
@@ -63,6 +64,8 @@ pub struct WorkerConfig {
     pub probes: Arc<ProbeRegistry>,
     /// What the paths to other hosts carry.
     pub paths: Arc<Paths>,
+    /// Where frames that came to the wrong host are noted.
+    pub misdeliveries: Arc<Misdeliveries>,
     /// What can be set in the engine.
     pub settings: Settings,
     /// Which of the datapath's workers it is, from 0: its cell of each [`crate::stats::Meter`].
@@ -78,6 +81,7 @@ impl WorkerConfig {
             captures: Arc::default(),
             probes: Arc::default(),
             paths: Arc::default(),
+            misdeliveries: Arc::default(),
             settings: Settings::default(),
             index: 0,
         }

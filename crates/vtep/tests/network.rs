@@ -17,6 +17,7 @@ use vtep::arp::Arp;
 use vtep::edge::Offload;
 use vtep::ethernet::{self, Frame};
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter};
+use vtep::misdelivery::{Misdelivered, Misdeliveries};
 use vtep::settings::WireSettings;
 use vtep::stats::{Counters, DropReason, WorkerCounters};
 use vtep::tap::Backend;
@@ -34,6 +35,7 @@ struct Host {
     writer: TableWriter,
     worker: Worker<MemoryUnderlay>,
     counters: Arc<WorkerCounters>,
+    misdeliveries: Arc<Misdeliveries>,
     container: Container,
 }
 
@@ -103,14 +105,14 @@ impl Cluster {
             let mut writer = TableWriter::new();
             writer.apply(&changes);
             let (tap, container) = MemoryTap::new(1_000);
-            let mut worker = Worker::new(
-                wire.underlay(addr(number)),
-                WorkerConfig::new(writer.shared()),
-            );
+            let config = WorkerConfig::new(writer.shared());
+            let misdeliveries = Arc::clone(&config.misdeliveries);
+            let mut worker = Worker::new(wire.underlay(addr(number)), config);
             worker.add_port(PORT, MTU, backend, Box::new(tap));
             Host {
                 addr: addr(number),
                 counters: worker.counters(),
+                misdeliveries,
                 writer,
                 worker,
                 container,
@@ -339,6 +341,38 @@ fn a_moved_endpoint_is_reached_at_once() {
     cluster.run();
     assert_eq!(container.take().len(), 1);
     assert!(cluster.taken(2).is_empty());
+}
+
+/// A sender whose table is old, or which asks everybody, is noted where the container is not.
+#[test]
+fn a_frame_that_came_to_the_wrong_host_is_noted() {
+    let mut cluster = Cluster::new(Backend::Offload);
+    let remote = cluster.host(2).addr;
+    // Host 1 believes container 3 to be on host 2.
+    cluster.host(1).writer.apply(&[Change::SetFdb {
+        vni: vni(VNI),
+        mac: mac(3),
+        remote,
+    }]);
+    let unknown = flow(1, mac(77), 5000, b"who has it?");
+    for frame in [udp(1, 3, b"stale"), unknown, udp(1, 2, b"fine")] {
+        cluster.host(1).container.send(&frame);
+    }
+    cluster.run();
+    let from = cluster.host(1).addr.ip();
+    let noted = |mac| Misdelivered {
+        vni: vni(VNI),
+        mac,
+        from,
+    };
+    let notes = |cluster: &mut Cluster, host| {
+        let receiver = cluster.host(host).misdeliveries.receiver();
+        receiver.try_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(notes(&mut cluster, 2), [noted(mac(3)), noted(mac(77))]);
+    assert_eq!(notes(&mut cluster, 3), [noted(mac(77))]);
+    assert_eq!(notes(&mut cluster, 1), []);
+    cluster.assert_drops(2, &[(DropReason::SplitHorizon, 1)]);
 }
 
 #[test]

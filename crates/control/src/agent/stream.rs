@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use vtep::Vni;
+use vtep::{MacAddr, Vni};
 
 use super::{Output, millis};
 use crate::epoch::Epoch;
@@ -181,6 +181,21 @@ impl Stream {
             }
         }
         self.tell(changes, outputs);
+    }
+
+    /// Merges rows that came outside the order.
+    pub(super) fn correct(&mut self, rows: Vec<Row>, outputs: &mut VecDeque<Output>) {
+        let mut changes = Vec::new();
+        for row in rows {
+            self.table.apply(row, &mut changes);
+        }
+        self.tell(changes, outputs);
+    }
+
+    /// Says again where a MAC address is: it may be the datapath that is wrong.
+    pub(super) fn restate(&mut self, mac: MacAddr, outputs: &mut VecDeque<Output>) {
+        let host = self.table.mac_host(mac);
+        self.tell(vec![TableChange::Mac { mac, host }], outputs);
     }
 
     /// Asks again for what is missing, if something is.

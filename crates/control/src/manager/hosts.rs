@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::repair::Budget;
 use super::{
     Connection, GENERATION_MAX, GRACE, HEARTBEAT, ITEMS_PER_MESSAGE, Liveness, Manager, Output,
     Peer, Refusal,
@@ -78,6 +79,7 @@ impl Manager {
                 role,
                 heard: now,
                 subscriptions: BTreeSet::new(),
+                repairs: Budget::new(now),
             },
         );
         self.welcome(connection, id, warnings, now);

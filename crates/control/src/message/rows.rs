@@ -1,10 +1,8 @@
 //! Rows of a network, field by field: nothing is sent more often.
 
-use std::net::IpAddr;
+use vtep::Vni;
 
-use vtep::{MacAddr, Vni};
-
-use super::{MessageError, generation, host_id, vni, wire};
+use super::{MessageError, generation, host_id, ip, ip_to_wire, mac, vni, wire};
 use crate::epoch::Epoch;
 use crate::row::{Row, State};
 
@@ -63,10 +61,7 @@ impl Rows {
 
 pub(super) fn row_to_wire(row: &Row) -> wire::Row {
     wire::Row {
-        ip: match row.ip {
-            IpAddr::V4(ip) => ip.octets().to_vec(),
-            IpAddr::V6(ip) => ip.octets().to_vec(),
-        },
+        ip: ip_to_wire(row.ip),
         epoch: row.epoch.get(),
         owner: row.owner.as_bytes().to_vec(),
         owner_seq: row.owner_seq,
@@ -79,16 +74,9 @@ pub(super) fn row_to_wire(row: &Row) -> wire::Row {
     }
 }
 
-fn row_from_wire(row: wire::Row) -> Result<Row, MessageError> {
-    let ip = if let Ok(octets) = <[u8; 4]>::try_from(row.ip.as_slice()) {
-        octets.into()
-    } else {
-        <[u8; 16]>::try_from(row.ip.as_slice())
-            .map_err(|_| MessageError::Field("address"))?
-            .into()
-    };
+pub(super) fn row_from_wire(row: wire::Row) -> Result<Row, MessageError> {
     Ok(Row {
-        ip,
+        ip: ip(&row.ip)?,
         epoch: Epoch::from_bits(row.epoch),
         owner: host_id(&row.owner)?,
         owner_seq: row.owner_seq,
@@ -98,11 +86,6 @@ fn row_from_wire(row: wire::Row) -> Result<Row, MessageError> {
             3 => State::Free,
             _ => return Err(MessageError::Field("state")),
         },
-        mac: MacAddr::new(
-            row.mac
-                .as_slice()
-                .try_into()
-                .map_err(|_| MessageError::Field("mac"))?,
-        ),
+        mac: mac(&row.mac)?,
     })
 }

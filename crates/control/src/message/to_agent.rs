@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use vtep::Vni;
+use vtep::{MacAddr, Vni};
 
-use super::rows::Rows;
-use super::{MessageError, OwnedEndpoint, host_id, json, parse, vni, wire};
+use super::rows::{Rows, row_from_wire, row_to_wire};
+use super::{MessageError, OwnedEndpoint, host_id, json, mac, parse, vni, wire};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostView};
+use crate::installed::Digest;
 use crate::network::Network;
+use crate::row::Row;
 
 /// From a manager to an agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +80,29 @@ pub enum ToAgent {
         /// The endpoint's epoch.
         epoch: Epoch,
     },
+    /// Say whether the datapath holds exactly what this digest is of, and if not, what it holds.
+    Inspect {
+        /// Names the answer.
+        id: u64,
+        /// The network.
+        vni: Vni,
+        /// Of what it should hold.
+        digest: Digest,
+    },
+    /// A frame of this host's for this MAC address came to a host that does not have it: ask, with `Confirm`.
+    Misdelivered {
+        /// The network.
+        vni: Vni,
+        /// The MAC address.
+        mac: MacAddr,
+    },
+    /// Rows outside the network's order, after a `Confirm`: to be merged, and no place in the stream.
+    Corrections {
+        /// The network.
+        vni: Vni,
+        /// The rows.
+        rows: Vec<Row>,
+    },
     /// A part of an answer: the JSON of `Result<Response, String>`.
     Reply {
         /// The call's id.
@@ -144,6 +169,20 @@ impl ToAgent {
                 vni: vni.get(),
                 epoch: epoch.get(),
             }),
+            Self::Inspect { id, vni, digest } => Kind::Inspect(wire::Inspect {
+                id: *id,
+                vni: vni.get(),
+                digest: digest.to_bytes().to_vec(),
+            }),
+            Self::Misdelivered { vni, mac } => Kind::Misdelivered(wire::Misdelivered {
+                vni: vni.get(),
+                mac: mac.octets().to_vec(),
+                from: Vec::new(),
+            }),
+            Self::Corrections { vni, rows } => Kind::Corrections(wire::Corrections {
+                vni: vni.get(),
+                rows: rows.iter().map(row_to_wire).collect(),
+            }),
             Self::Reply { id, part, last } => Kind::Reply(wire::Reply {
                 id: *id,
                 part: part.clone(),
@@ -207,6 +246,25 @@ impl ToAgent {
                 Kind::RowLost(lost) => Self::RowLost {
                     vni: vni(lost.vni)?,
                     epoch: Epoch::from_bits(lost.epoch),
+                },
+                Kind::Inspect(inspect) => Self::Inspect {
+                    id: inspect.id,
+                    vni: vni(inspect.vni)?,
+                    digest: <[u8; 16]>::try_from(inspect.digest.as_slice())
+                        .map(Digest::from_bytes)
+                        .map_err(|_| MessageError::Field("digest"))?,
+                },
+                Kind::Misdelivered(told) => Self::Misdelivered {
+                    vni: vni(told.vni)?,
+                    mac: mac(&told.mac)?,
+                },
+                Kind::Corrections(corrections) => Self::Corrections {
+                    vni: vni(corrections.vni)?,
+                    rows: corrections
+                        .rows
+                        .into_iter()
+                        .map(row_from_wire)
+                        .collect::<Result<_, _>>()?,
                 },
                 Kind::Reply(reply) => Self::Reply {
                     id: reply.id,

@@ -1,12 +1,15 @@
 //! What an agent says.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use prost::Message as _;
-use vtep::Vni;
+use vtep::{MacAddr, Vni};
 
-use super::{MessageError, generation, json, parse, vni, wire};
+use super::{MessageError, generation, ip, ip_to_wire, json, mac, parse, vni, wire};
 use crate::epoch::Epoch;
 use crate::host::HostInfo;
+use crate::installed::Entry;
 use crate::network::{Endpoint, Network};
 use crate::request::{EndpointState, Request};
 use crate::token::Secret;
@@ -58,6 +61,37 @@ pub enum ToManager {
         owner_seq: u32,
         /// What it is now.
         state: EndpointState,
+    },
+    /// What the sender's datapath holds of a network, in parts: the answer to [`super::ToAgent::Inspect`].
+    Installed {
+        /// The inspection's id.
+        id: u64,
+        /// The network.
+        vni: Vni,
+        /// The digest was right; no entries follow.
+        same: bool,
+        /// The entries.
+        entries: Vec<Entry>,
+        /// No part follows.
+        last: bool,
+    },
+    /// A frame for a MAC address that is not here came from another host.
+    Misdelivered {
+        /// The network.
+        vni: Vni,
+        /// Whom the frame was for.
+        mac: MacAddr,
+        /// The VTEP that sent it.
+        from: IpAddr,
+    },
+    /// Send what is known of these addresses and of who has this MAC address.
+    Confirm {
+        /// The network.
+        vni: Vni,
+        /// The MAC address.
+        mac: MacAddr,
+        /// The addresses, at most 64.
+        ips: Vec<IpAddr>,
     },
     /// A question.
     Call {
@@ -114,6 +148,29 @@ impl ToManager {
                 owner_seq: *owner_seq,
                 up: *state == EndpointState::Up,
             }),
+            Self::Installed {
+                id,
+                vni,
+                same,
+                entries,
+                last,
+            } => Kind::Installed(wire::Installed {
+                id: *id,
+                vni: vni.get(),
+                same: *same,
+                entries: json(entries),
+                last: *last,
+            }),
+            Self::Misdelivered { vni, mac, from } => Kind::Misdelivered(wire::Misdelivered {
+                vni: vni.get(),
+                mac: mac.octets().to_vec(),
+                from: ip_to_wire(*from),
+            }),
+            Self::Confirm { vni, mac, ips } => Kind::Confirm(wire::Confirm {
+                vni: vni.get(),
+                mac: mac.octets().to_vec(),
+                ips: ips.iter().copied().map(ip_to_wire).collect(),
+            }),
             Self::Call { id, request } => Kind::Call(wire::Call {
                 id: *id,
                 request: json(request),
@@ -165,6 +222,27 @@ impl ToManager {
                     } else {
                         EndpointState::Down
                     },
+                },
+                Kind::Installed(installed) => Self::Installed {
+                    id: installed.id,
+                    vni: vni(installed.vni)?,
+                    same: installed.same,
+                    entries: parse("entry", &installed.entries)?,
+                    last: installed.last,
+                },
+                Kind::Misdelivered(told) => Self::Misdelivered {
+                    vni: vni(told.vni)?,
+                    mac: mac(&told.mac)?,
+                    from: ip(&told.from)?,
+                },
+                Kind::Confirm(asked) => Self::Confirm {
+                    vni: vni(asked.vni)?,
+                    mac: mac(&asked.mac)?,
+                    ips: asked
+                        .ips
+                        .iter()
+                        .map(|bytes| ip(bytes))
+                        .collect::<Result<_, _>>()?,
                 },
                 Kind::Call(call) => Self::Call {
                     id: call.id,

@@ -5,7 +5,7 @@ use prost::{Message, Oneof};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ToManager {
-    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4, 5, 6, 16")]
+    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 16")]
     pub(super) kind: Option<to_manager::Kind>,
 }
 
@@ -24,6 +24,12 @@ pub(super) mod to_manager {
         Publish(super::Publish),
         #[prost(message, tag = "6")]
         Call(super::Call),
+        #[prost(message, tag = "7")]
+        Installed(super::Installed),
+        #[prost(message, tag = "8")]
+        Misdelivered(super::Misdelivered),
+        #[prost(message, tag = "9")]
+        Confirm(super::Confirm),
         #[prost(message, tag = "16")]
         Join(super::Join),
     }
@@ -31,7 +37,10 @@ pub(super) mod to_manager {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16")]
+    #[prost(
+        oneof = "to_agent::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16"
+    )]
     pub(super) kind: Option<to_agent::Kind>,
 }
 
@@ -58,6 +67,12 @@ pub(super) mod to_agent {
         RowLost(super::RowLost),
         #[prost(message, tag = "10")]
         Reply(super::Reply),
+        #[prost(message, tag = "11")]
+        Inspect(super::Inspect),
+        #[prost(message, tag = "12")]
+        Misdelivered(super::Misdelivered),
+        #[prost(message, tag = "13")]
+        Corrections(super::Corrections),
         #[prost(message, tag = "16")]
         Joined(super::Joined),
     }
@@ -240,4 +255,57 @@ pub(crate) struct Reply {
     pub(super) part: Bytes,
     #[prost(bool, tag = "3")]
     pub(super) last: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Inspect {
+    #[prost(uint64, tag = "1")]
+    pub(super) id: u64,
+    #[prost(uint32, tag = "2")]
+    pub(super) vni: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    pub(super) digest: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Installed {
+    #[prost(uint64, tag = "1")]
+    pub(super) id: u64,
+    #[prost(uint32, tag = "2")]
+    pub(super) vni: u32,
+    #[prost(bool, tag = "3")]
+    pub(super) same: bool,
+    #[prost(bytes = "vec", tag = "4")]
+    pub(super) entries: Vec<u8>,
+    #[prost(bool, tag = "5")]
+    pub(super) last: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Misdelivered {
+    #[prost(uint32, tag = "1")]
+    pub(super) vni: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) mac: Vec<u8>,
+    /// Empty towards an agent: it is the sender itself.
+    #[prost(bytes = "vec", tag = "3")]
+    pub(super) from: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Confirm {
+    #[prost(uint32, tag = "1")]
+    pub(super) vni: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) mac: Vec<u8>,
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub(super) ips: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Corrections {
+    #[prost(uint32, tag = "1")]
+    pub(super) vni: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) rows: Vec<Row>,
 }

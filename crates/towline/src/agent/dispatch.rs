@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Agent, capture, container, fdb, host, join, network, status, trust};
+use super::{Agent, capture, container, fdb, host, installed, join, network, status, trust};
 use crate::api::{Request, Response};
 
 /// An answer.
@@ -45,6 +45,7 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
             Response::Done
         }
         Request::Fdb { network } => Response::Fdb(fdb::list(agent, network.as_deref())?),
+        Request::Verify { network } => Response::Verified(installed::verify(agent, network)?),
         Request::Capture(wanted) => {
             let running = capture::start(agent, &wanted)?;
             return Ok(Answer::Stream(Box::new(running)));

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::Context as _;
 use control::Event;
 
-use super::{Agent, Member, container};
+use super::{Agent, Member, container, installed, misdelivery};
 
 /// Starts following; ends when control does.
 ///
@@ -16,19 +16,19 @@ use super::{Agent, Member, container};
 pub(super) fn start(agent: &Arc<Agent>, member: &Arc<Member>) -> anyhow::Result<()> {
     let events = member.control.events().clone();
     // Not the member itself: the thread must not keep alive what ends it.
-    let (agent, member) = (Arc::clone(agent), Arc::downgrade(member));
+    let (agent, followed) = (Arc::clone(agent), Arc::downgrade(member));
     thread::Builder::new()
         .name("news".into())
         .spawn(move || {
             for event in events {
-                let Some(member) = member.upgrade() else {
+                let Some(member) = followed.upgrade() else {
                     break;
                 };
                 handle(&agent, &member, event);
             }
         })
         .context("cannot start a thread")?;
-    Ok(())
+    misdelivery::start(member)
 }
 
 fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
@@ -62,6 +62,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
                 tracing::warn!("cannot keep the renewed certificate: {error:#}");
             }
         }
+        Event::Inspect(inspection) => installed::report(member, inspection),
         Event::RowLost { vni, epoch } => container::lost(agent, vni, epoch),
         Event::Owned(owned) => container::owned(agent, &owned),
     }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use control::installed::Verified;
 use control::{AddressPool, Addressing};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,11 @@ pub(crate) enum Request {
         /// Only this network, by name or id.
         network: Option<String>,
     },
+    /// `towline verify`.
+    Verify {
+        /// Only this network, by name or id.
+        network: Option<String>,
+    },
     /// `towline capture`: the answer is [`Response::Capturing`] and a stream.
     Capture(capture::Capture),
     /// All that concerns containers.
@@ -100,6 +106,8 @@ pub(crate) enum Response {
     Hosts(Vec<Host>),
     /// To [`Request::Fdb`].
     Fdb(Vec<FdbEntry>),
+    /// To [`Request::Verify`].
+    Verified(Vec<Verified>),
     /// To [`Request::Capture`]; [`capture::Event`]s follow.
     Capturing,
     /// To [`Request::Container`].

@@ -21,6 +21,7 @@ mod run;
 mod shim;
 mod status;
 pub(crate) mod token;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -86,6 +87,8 @@ enum Command {
     Ca(ca::Command),
     /// Show where frames for each MAC address go
     Fdb(fdb::Args),
+    /// Compare every host's tables with the manager's
+    Verify(verify::Args),
     /// Show what this host's agent does and sees
     Status(status::Args),
     /// Show frames and datagrams as they pass, or write them to a file
@@ -145,6 +148,7 @@ impl Cli {
             Command::Token(args) => token::run(&args, &context),
             Command::Ca(command) => ca::run(command, &context),
             Command::Fdb(args) => fdb::run(args, &context),
+            Command::Verify(args) => verify::run(args, &context),
             Command::Status(args) => status::run(&args, &context),
             Command::Capture(args) => capture::run(args, &context),
             Command::Lab(command) => lab::run(command),

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 use netns::{Netlink, Netns};
 
 use super::{
@@ -15,6 +15,7 @@ use crate::capture::{Capture, CaptureFilter, CaptureHub};
 use crate::edge::{Datagram, OuterFields, TapFeatures};
 use crate::engine::Settings;
 use crate::fdb::{Change, Port, PortId, SharedTables, TableWriter, Tables};
+use crate::misdelivery::{Misdelivered, Misdeliveries};
 use crate::paths::{PathMonitor, Paths};
 use crate::probe::{self, Nonce, ProbeRegistry, ProbeWatch};
 use crate::stats::{Counters, WorkerCounters};
@@ -57,6 +58,7 @@ pub struct UserspaceDatapath {
     tables: SharedTables,
     counters: Vec<Arc<WorkerCounters>>,
     captures: Arc<CaptureHub>,
+    misdeliveries: Arc<Misdeliveries>,
     probes: Arc<ProbeRegistry>,
     paths: Arc<Paths>,
     send: Arc<SendSockets>,
@@ -121,6 +123,7 @@ impl UserspaceDatapath {
             .map_err(|error| StartError::from_sockets(&netns, listen, error))?;
         let captures = Arc::new(CaptureHub::default());
         captures.set_own(listen, source_ports);
+        let misdeliveries = Arc::<Misdeliveries>::default();
         let receiving = Receiving::new(listen, &underlays);
         let mut counters = Vec::with_capacity(workers);
         let mut threads = Vec::with_capacity(workers);
@@ -132,6 +135,7 @@ impl UserspaceDatapath {
                     captures: Arc::clone(&captures),
                     probes: Arc::clone(&probes),
                     paths: Arc::clone(&paths),
+                    misdeliveries: Arc::clone(&misdeliveries),
                     settings: Settings {
                         strict_reserved_bits,
                         ..Settings::default()
@@ -154,6 +158,7 @@ impl UserspaceDatapath {
             tables,
             counters,
             captures,
+            misdeliveries,
             probes,
             paths,
             send,
@@ -351,6 +356,10 @@ impl Datapath for UserspaceDatapath {
 
     fn counters(&self) -> Counters {
         Counters::sum(&self.counters)
+    }
+
+    fn misdeliveries(&self) -> Receiver<Misdelivered> {
+        self.misdeliveries.receiver()
     }
 
     fn capture(&self, filter: CaptureFilter) -> Capture {

@@ -59,9 +59,9 @@ impl<U: Underlay> Worker<U> {
                 }
                 let Arrival {
                     verdict,
+                    vni,
                     frame,
                     dscp,
-                    ..
                 } = self.engine.handle_datagram(&tables, from, payload, now);
                 // One port may have its kernel do the rest; for several it is done once, here.
                 let (fate, ports, several) = match &verdict {
@@ -69,6 +69,7 @@ impl<U: Underlay> Worker<U> {
                         (Fate::Deliver(*port), std::slice::from_ref(port), false)
                     }
                     Verdict::Flood { ports, .. } => {
+                        self.config.misdeliveries.note(vni, frame, from.ip());
                         let fate = Fate::Flood {
                             ports: ports.len(),
                             remotes: 0,
@@ -76,6 +77,9 @@ impl<U: Underlay> Worker<U> {
                         (fate, *ports, true)
                     }
                     Verdict::Drop(reason) => {
+                        if matches!(reason, DropReason::SplitHorizon | DropReason::FloodOff) {
+                            self.config.misdeliveries.note(vni, frame, from.ip());
+                        }
                         decided(payload, Fate::Drop(*reason), &[]);
                         continue;
                     }

@@ -1,0 +1,58 @@
+//! `towline verify` and `towline events`: what hosts hold and what changes, seen from one of them.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::time::Duration;
+
+use serde_json::Value;
+use towline_tests::cluster::Cluster;
+use towline_tests::wait_until;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[test]
+fn every_host_holds_what_the_manager_says_and_who_does_not_answer_is_named() {
+    let mut cluster = Cluster::joined(3, &[]);
+    cluster.hosts[0].ok("network create --subnet 10.0.9.0/24 --subnet fd00:9::/64 -d overlay blue");
+    let names = ["c1", "c2", "c3"].map(|name| cluster.container(name));
+    for (host, name) in cluster.hosts.iter().zip(&names) {
+        host.ok(&format!(
+            "run -d --name {name} --network blue -- sleep infinity"
+        ));
+    }
+    let shown = cluster.hosts[1].ok("verify --network blue");
+    assert_eq!(shown.matches("ok, 11 entries").count(), 3, "{shown}");
+    // Addresses come back to other containers; the tables follow.
+    for name in &names[..2] {
+        let host = usize::from(*name == names[1]);
+        cluster.hosts[host].ok(&format!("rm -f {name}"));
+    }
+    cluster.hosts[2].ok(&format!(
+        "run -d --name {} --network blue -- sleep infinity",
+        names[0]
+    ));
+    let found = cluster.hosts[2].json("verify --json");
+    let found = found.as_array().unwrap();
+    assert!(found.iter().all(|one| one["result"] == "same"), "{found:?}");
+
+    cluster.hosts[2].kill_agent();
+    let manager = &cluster.hosts[0];
+    manager.ok(&format!(
+        "run -d --name {} --network blue -- sleep infinity",
+        names[1]
+    ));
+    let unreachable = |found: &Value| {
+        let mut found = found.as_array().unwrap().iter();
+        found.any(|one| {
+            one["result"] == "unreachable" && one["host"] == cluster.hosts[2].name.as_str()
+        })
+    };
+    wait_until("the manager sees the connection's end", LIMIT, || {
+        let output = manager.towline("verify --json");
+        unreachable(&serde_json::from_slice(&output.stdout).unwrap())
+    });
+    let output = manager.towline("verify");
+    assert_eq!(output.status.code(), Some(1));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("not connected to the manager"), "{shown}");
+    manager.refused("verify --network none", 1, &["none"]);
+}
