@@ -302,6 +302,8 @@ mod tests {
     #[derive(Default)]
     struct Recorder {
         messages: Vec<(SocketAddr, Option<u16>, usize)>,
+        /// Where the slices of each message lie.
+        places: Vec<Vec<usize>>,
         cuts: bool,
     }
 
@@ -316,6 +318,11 @@ mod tests {
                     .iter()
                     .map(|datagram| (datagram.to, datagram.segment_size, datagram.len())),
             );
+            let places = datagrams.iter().map(|datagram| {
+                let slices = datagram.slices.iter();
+                slices.map(|slice| slice.as_ptr().addr()).collect()
+            });
+            self.places.extend(places);
             Ok(SendReport {
                 sent: datagrams.iter().map(Datagram::count).sum(),
                 ..SendReport::default()
@@ -379,6 +386,57 @@ mod tests {
             lens.collect::<Vec<_>>(),
             [(None, 110), (None, 150), (None, 150)]
         );
+    }
+
+    #[test]
+    fn a_flood_is_encoded_once_for_all_remotes() {
+        // Conformance V16: head-end replication lends every message the same bytes.
+        let vni = Vni::new(7).unwrap();
+        let (counters, tables) = (
+            crate::stats::WorkerCounters::new(),
+            crate::fdb::TableWriter::new().shared().load_full(),
+        );
+        let ledger = Ledger::new(&counters, &tables, 0, None, None);
+        let mut recorder = Recorder::default();
+        let mut sends = Sends::new();
+        let mut buf = FrameBuf::new();
+        let frame = udp(100);
+        buf.space()[..frame.len()].copy_from_slice(&frame);
+        buf.set_frame(frame.len(), Offload::default());
+        buf.set_header(&Header::emit(vni));
+        for number in 1..=100 {
+            sends.push(Outgoing {
+                frame: 0,
+                to: to(number),
+                flow: 0,
+                outer: OuterFields::default(),
+            });
+        }
+        sends.flush(&mut recorder, &[buf], &ledger);
+        assert_eq!(recorder.messages.len(), 100);
+        recorder.places.dedup();
+        assert_eq!(recorder.places.len(), 1, "one frame, in one place");
+
+        // A super-frame's headers are written once, and its payload stays where it is.
+        let frame = udp(60 * 1_000);
+        let offload = Offload {
+            gso_type: Offload::GSO_UDP_L4,
+            gso_size: 1_000,
+            ..Offload::partial(34, 6)
+        };
+        let super_frame = SuperFrame::requested(&frame, &offload, 1_450).unwrap();
+        let remotes: Vec<_> = (1..=100).map(to).collect();
+        let mut recorder = Recorder::default();
+        sends.send_super(
+            &mut recorder,
+            &super_frame,
+            &NOTHING,
+            (vni, &remotes),
+            &ledger,
+        );
+        assert_eq!(recorder.messages.len(), 100);
+        recorder.places.dedup();
+        assert_eq!(recorder.places.len(), 1);
     }
 
     #[test]
