@@ -391,6 +391,11 @@ impl Agent {
         self.messages.push_back(part(false, Vec::new(), true));
     }
 
+    /// This host receives VXLAN on another UDP port from now on: every later hello says so.
+    pub fn set_port(&mut self, port: u16) {
+        self.host.port = port;
+    }
+
     /// Ask the manager. The answer comes as [`Output::Answer`] with this id.
     pub fn call(&mut self, id: u64, request: Request, now: Duration) {
         if let Request::Free { vni, epoch } = request {

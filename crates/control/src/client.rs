@@ -260,6 +260,11 @@ impl AgentHandle {
         self.shared.wake.notify_one();
     }
 
+    /// This host receives VXLAN on another UDP port from now on: every later connection says so. [`Request::TellPort`] says so now.
+    pub fn set_port(&self, port: u16) {
+        self.shared.core().agent.set_port(port);
+    }
+
     /// News, in order. Disconnected once the thread has ended.
     #[must_use]
     pub fn events(&self) -> &Receiver<Event> {

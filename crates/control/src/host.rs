@@ -99,6 +99,12 @@ pub struct HostView {
     pub last_seen_ms_ago: u64,
     /// It runs the manager.
     pub manager: bool,
+    /// The UDP port on which the cluster wants it to receive VXLAN; `None`: as it likes.
+    #[serde(default)]
+    pub wanted_port: Option<u16>,
+    /// Why it does not receive there, in its own words.
+    #[serde(default)]
+    pub port_problem: Option<String>,
 }
 
 /// Random bytes from the kernel.

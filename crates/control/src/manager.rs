@@ -10,6 +10,7 @@ mod addresses;
 mod endpoints;
 mod hosts;
 mod networks;
+mod port;
 pub(crate) mod repair;
 mod state;
 mod streams;
@@ -162,6 +163,8 @@ struct Peer {
 struct Liveness {
     seen: Duration,
     up: bool,
+    /// Why it does not receive VXLAN where it should.
+    port_problem: Option<String>,
 }
 
 impl Manager {
@@ -186,6 +189,7 @@ impl Manager {
                     Liveness {
                         seen: now,
                         up: true,
+                        port_problem: None,
                     },
                 )
             })
@@ -404,6 +408,8 @@ impl Manager {
             } => self.allocate(&network, container, &ips, mac, host, now),
             Request::Free { vni, epoch } => self.free(vni, epoch, host, now),
             Request::Hosts => Ok(Response::Hosts(self.views(now))),
+            Request::SetVxlanPort(port) => self.set_vxlan_port(port, now),
+            Request::TellPort { port, problem } => self.take_port(host, port, problem, now),
             Request::RemoveHost {
                 host: wanted,
                 force,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use vtep::settings::WireSettings;
 use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
@@ -38,8 +39,9 @@ pub struct NetworkSpec {
     pub vni: Option<Vni>,
     /// Its MTU in bytes; `None`: the smallest link MTU of all hosts less the overhead.
     pub mtu: Option<u16>,
-    /// Whether broadcast, multicast and unknown unicast frames are carried to every member.
-    pub flood: bool,
+    /// Which frames it carries, and what their outer headers say.
+    #[serde(flatten)]
+    pub settings: WireSettings,
     /// Labels of the user, kept and shown.
     pub labels: BTreeMap<String, String>,
     /// Driver options, kept and shown.
@@ -60,7 +62,7 @@ impl NetworkSpec {
             addressing: Addressing::default(),
             vni: None,
             mtu: None,
-            flood: true,
+            settings: WireSettings::default(),
             labels: BTreeMap::new(),
             options: BTreeMap::new(),
         }
@@ -118,8 +120,9 @@ pub struct Network {
     pub gateway_mac: MacAddr,
     /// The MTU of every port, in bytes.
     pub mtu: u16,
-    /// Whether broadcast, multicast and unknown unicast frames are carried to every member.
-    pub flood: bool,
+    /// Which frames it carries, and what their outer headers say.
+    #[serde(flatten)]
+    pub settings: WireSettings,
     /// How addresses are given.
     #[serde(default)]
     pub addressing: Addressing,

@@ -60,6 +60,15 @@ pub enum Request {
     },
     /// All hosts, by name. Answer: [`Response::Hosts`].
     Hosts,
+    /// Have every host receive VXLAN on this UDP port, those that are away as soon as they are back. Answer: [`Response::Done`].
+    SetVxlanPort(u16),
+    /// The asking host receives VXLAN on this UDP port now, and why not on the one that is wanted. Answer: [`Response::Done`].
+    TellPort {
+        /// Where it receives.
+        port: u16,
+        /// What keeps it from the port that is wanted.
+        problem: Option<String>,
+    },
     /// Forget a host for good: its addresses and names are freed, and no certificate of its is taken again. Answer:
     /// [`Response::Done`].
     RemoveHost {

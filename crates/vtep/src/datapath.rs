@@ -135,6 +135,12 @@ pub trait Datapath: Send + Sync {
     /// [`Self::detach`], not by this.
     fn apply(&self, changes: &[Change]);
 
+    /// Receives on this UDP port of the same address from now on, and no longer on the one before.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is changed then.
+    fn listen_on(&self, port: u16) -> Result<(), StartError>;
+
     /// The tables as they are now.
     fn tables(&self) -> Arc<Tables>;
 

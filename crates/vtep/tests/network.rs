@@ -8,17 +8,18 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU8;
 use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use vtep::arp::Arp;
-use vtep::edge::Offload;
+use vtep::edge::{Offload, OuterFields};
 use vtep::ethernet::{self, Frame};
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter};
 use vtep::misdelivery::{Misdelivered, Misdeliveries};
-use vtep::settings::WireSettings;
+use vtep::settings::{Dscp, WireSettings};
 use vtep::stats::{Counters, DropReason, WorkerCounters};
 use vtep::tap::Backend;
 use vtep::testing::{Container, Faults, MemoryTap, MemoryUnderlay, Seen, Wire};
@@ -692,4 +693,53 @@ fn a_worker_without_ports_or_tables_is_harmless() -> io::Result<()> {
         (1, 1)
     );
     Ok(())
+}
+
+#[test]
+fn frames_of_one_batch_keep_their_own_outer_fields() {
+    // Conformance V19: what goes as one message to the kernel has one traffic class.
+    let mut cluster = Cluster::new(Backend::Plain);
+    let settings = WireSettings {
+        dscp: Dscp::UNIFORM,
+        ttl: NonZeroU8::new(9).unwrap(),
+        udp_checksum: false,
+        ..WireSettings::default()
+    };
+    for host in &mut cluster.hosts {
+        let mut config = host
+            .writer
+            .shared()
+            .load()
+            .network(vni(VNI))
+            .unwrap()
+            .config()
+            .clone();
+        config.settings = settings;
+        host.writer.apply(&[Change::SetNetwork(config)]);
+    }
+    let with_class = |class: u8| {
+        let mut frame = udp(1, 2, b"all of one length");
+        frame[15] = class;
+        frame[24..26].fill(0);
+        let checksum = !vtep::offload::checksum::fold(vtep::offload::checksum::sum(&frame[14..34]));
+        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+        frame
+    };
+    let classes = [0xb8, 0, 0x88, 0x88, 0xba];
+    let frames = classes.map(with_class);
+    for frame in &frames {
+        cluster.host(1).container.send(frame);
+    }
+    cluster.run();
+    let seen = cluster.wire.take_seen();
+    let outer = |class| OuterFields {
+        class,
+        ttl: 9,
+        checksum: false,
+    };
+    assert_eq!(
+        seen.iter().map(|seen| seen.outer).collect::<Vec<_>>(),
+        classes.map(outer)
+    );
+    assert_eq!(cluster.taken(2), frames);
 }

@@ -130,6 +130,8 @@ mod tests {
             up,
             last_seen_ms_ago: 0,
             manager: n == 1,
+            wanted_port: None,
+            port_problem: None,
         };
         let network: Network = serde_json::from_value(serde_json::json!({
             "id": "n1", "name": "net1", "vni": VNI,

@@ -59,6 +59,7 @@ impl Manager {
                 Liveness {
                     seen: now,
                     up: true,
+                    port_problem: None,
                 },
             )
             .is_some_and(|known| known.up);
@@ -175,19 +176,7 @@ impl Manager {
                 warnings,
             },
         );
-        let views = self.views(now);
-        let mut full = true;
-        for hosts in views.chunks(ITEMS_PER_MESSAGE) {
-            self.send(
-                connection,
-                ToAgent::Hosts {
-                    full,
-                    hosts: hosts.to_vec(),
-                    removed: Vec::new(),
-                },
-            );
-            full = false;
-        }
+        self.tell_all_hosts(&[connection], now);
         let (endpoints, names) = self.owned(host);
         for part in endpoints.chunks(ITEMS_PER_MESSAGE) {
             self.send(
@@ -279,6 +268,21 @@ impl Manager {
         self.outputs.push_back(Output::Send { to, message });
     }
 
+    /// The whole list of hosts, to each of these connections.
+    pub(super) fn tell_all_hosts(&mut self, to: &[Connection], now: Duration) {
+        let mut full = true;
+        for hosts in self.views(now).chunks(ITEMS_PER_MESSAGE) {
+            let message = ToAgent::Hosts {
+                full,
+                hosts: hosts.to_vec(),
+                removed: Vec::new(),
+            };
+            let to = to.to_vec();
+            self.outputs.push_back(Output::Send { to, message });
+            full = false;
+        }
+    }
+
     pub(super) fn tell_host(&mut self, id: HostId, now: Duration) {
         let Some(view) = self.view(id, now) else {
             return;
@@ -312,6 +316,8 @@ impl Manager {
             up: liveness.up,
             last_seen_ms_ago,
             manager: id == self.settings.host,
+            wanted_port: self.state.vxlan_port(),
+            port_problem: liveness.port_problem.clone(),
         })
     }
 

@@ -70,7 +70,7 @@ impl Manager {
             subnets,
             gateway_mac: allocator::gateway_mac(vni),
             mtu,
-            flood: spec.flood,
+            settings: spec.settings,
             addressing: spec.addressing,
             labels: spec.labels,
             options: spec.options,

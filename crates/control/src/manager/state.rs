@@ -52,6 +52,8 @@ struct Meta {
     last: Epoch,
     next_vni: u32,
     gaps: Vec<(Epoch, Epoch)>,
+    #[serde(default)]
+    vxlan_port: Option<u16>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -165,6 +167,7 @@ pub(super) struct State {
     /// What no life of this store has issued: after the first of each pair, up to the second. Each life begins at the
     /// clock's milliseconds, so whoever has seen an epoch of a gap has it from a life that this store lost.
     gaps: Vec<(Epoch, Epoch)>,
+    vxlan_port: Option<u16>,
     pub(super) next_vni: u32,
     pub(super) hosts: BTreeMap<HostId, HostInfo>,
     /// The serial number of the certificate that each host last came with.
@@ -195,6 +198,7 @@ impl State {
             cluster: cluster.to_owned(),
             last: Epoch::new(1, 0),
             gaps: Vec::new(),
+            vxlan_port: None,
             next_vni: FIRST_VNI,
             hosts: BTreeMap::new(),
             certificates: BTreeMap::new(),
@@ -242,6 +246,7 @@ impl State {
                     });
                 }
                 (self.last, self.next_vni, self.gaps) = (meta.last, meta.next_vni, meta.gaps);
+                self.vxlan_port = meta.vxlan_port;
             }
             ("host", Some(_)) => {
                 let info: HostInfo = parse(key, value)?;
@@ -332,6 +337,7 @@ impl State {
                 last: self.last,
                 next_vni: self.next_vni,
                 gaps: self.gaps.clone(),
+                vxlan_port: self.vxlan_port,
             };
             self.write("meta".to_owned(), &meta);
         }
@@ -346,6 +352,16 @@ impl State {
     /// The last epoch issued.
     pub(super) fn last(&self) -> Epoch {
         self.last
+    }
+
+    /// The UDP port on which hosts are to receive VXLAN; `None`: nobody has said.
+    pub(super) fn vxlan_port(&self) -> Option<u16> {
+        self.vxlan_port
+    }
+
+    pub(super) fn set_vxlan_port(&mut self, port: u16) {
+        self.vxlan_port = Some(port);
+        self.meta_changed = true;
     }
 
     /// A new epoch, above all before.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Agent, capture, container, fdb, host, installed, join, network, status, trust};
+use super::{Agent, capture, container, fdb, host, installed, join, network, port, status, trust};
 use crate::api::{Request, Response};
 
 /// An answer.
@@ -44,6 +44,7 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
             host::remove(agent, &host, force)?;
             Response::Done
         }
+        Request::Update(update) => Response::Hosts(port::update(agent, &update)?),
         Request::Fdb { network } => Response::Fdb(fdb::list(agent, network.as_deref())?),
         Request::Verify { network } => Response::Verified(installed::verify(agent, network)?),
         Request::Capture(wanted) => {

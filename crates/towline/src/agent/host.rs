@@ -13,10 +13,12 @@ pub(super) fn list(agent: &Agent) -> anyhow::Result<Vec<Host>> {
     let Response::Hosts(views) = member.control.request(Request::Hosts)? else {
         return Err(unexpected());
     };
-    Ok(views
-        .into_iter()
-        .map(|view| host(view, member.host.id))
-        .collect())
+    Ok(shown(views, member.host.id))
+}
+
+/// Hosts as they are shown, on the host `own`.
+pub(super) fn shown(views: Vec<HostView>, own: control::HostId) -> Vec<Host> {
+    views.into_iter().map(|view| host(view, own)).collect()
 }
 
 /// Has the manager forget a host for good.
@@ -39,6 +41,8 @@ fn host(view: HostView, own: control::HostId) -> Host {
         name: view.info.name,
         vtep: view.info.vtep,
         port: view.info.port,
+        wanted_port: view.wanted_port,
+        port_problem: view.port_problem,
         link_mtu: view.info.link_mtu,
         state: if view.up { "up" } else { "down" }.to_owned(),
         last_seen_ms: view.last_seen_ms_ago,

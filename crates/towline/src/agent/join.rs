@@ -50,6 +50,7 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
         managers: vec![manager],
         vtep: underlay.vtep,
         port,
+        control_port: port,
         link_mtu: underlay.link_mtu,
         pools: wanted.pools.clone(),
     };
@@ -104,6 +105,7 @@ pub(super) fn join(agent: &Arc<Agent>, wanted: &Join) -> anyhow::Result<Joined> 
         managers,
         vtep: underlay.vtep,
         port: wanted.port.unwrap_or(DEFAULT_PORT),
+        control_port: 0,
         link_mtu: underlay.link_mtu,
         pools: Vec::new(),
     };

@@ -1,7 +1,6 @@
 //! This host's place in a cluster while the agent runs: datapath, control,
 //! gateway bridge, and the manager where this host runs one.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
@@ -17,6 +16,7 @@ use vtep::fdb::Change;
 use super::Agent;
 use super::keys::{self, Keys};
 use super::path::DatapathProber;
+use super::port::PortKeeper;
 use super::state::{Membership, make_dir};
 use super::tables::{Follower, network_config};
 
@@ -47,6 +47,8 @@ pub(crate) struct Member {
     /// Follows the manager's news and knows hosts by their ids.
     pub(super) follower: Arc<Follower>,
     keys: Mutex<Keys>,
+    /// The UDP port of VXLAN, which may change.
+    pub(super) port: PortKeeper,
     manager: Mutex<Option<ManagerHandle>>,
     gateway: Mutex<Gateway>,
 }
@@ -82,7 +84,7 @@ impl Parts {
                  again with 'towline leave --force' and 'towline init --ca' with a copy",
             )?;
             Some(ManagerHandle::start(ManagerConfig {
-                listen: SocketAddr::new(settled.vtep, settled.port),
+                listen: settled.control_address(),
                 host: id,
                 store: Box::new(RedbStore::open(&agent.store_dir())?),
                 authority,
@@ -145,6 +147,7 @@ impl Parts {
         };
         Ok(Member {
             follower: Arc::new(Follower::new(self.host.id, Arc::clone(&self.datapath))),
+            port: PortKeeper::new(self.settled.port),
             settled: self.settled,
             host: self.host,
             datapath: self.datapath,

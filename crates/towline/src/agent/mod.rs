@@ -21,6 +21,7 @@ mod misdelivery;
 mod network;
 mod news;
 mod path;
+mod port;
 mod server;
 pub(crate) mod state;
 mod status;

@@ -30,7 +30,7 @@ pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Net
         addressing: wanted.addressing,
         vni,
         mtu: wanted.mtu,
-        flood: wanted.flood,
+        settings: wanted.settings,
         labels: wanted.labels,
         options: BTreeMap::new(),
     };
@@ -140,7 +140,7 @@ fn shown(details: NetworkDetails) -> Network {
             })
             .collect(),
         addressing: network.addressing,
-        flood: network.flood,
+        settings: network.settings,
         created: network.created,
         labels: network.labels,
         endpoints: details

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::Context as _;
 use control::Event;
 
-use super::{Agent, Member, container, installed, misdelivery};
+use super::{Agent, Member, container, installed, misdelivery, port};
 
 /// Starts following; ends when control does.
 ///
@@ -35,12 +35,20 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
     match event {
         // Control logs its connections itself.
         Event::Connected { cluster, .. } => {
+            member.port.connected();
             for warning in cluster.warnings {
                 tracing::warn!("{warning}");
             }
         }
         Event::Disconnected { .. } => {}
-        Event::Hosts(views) => member.follower.hosts(views),
+        Event::Hosts(views) => {
+            let own = views.iter().find(|view| view.info.id == member.host.id);
+            let wanted = own.and_then(|view| view.wanted_port);
+            member.follower.hosts(views);
+            if member.port.want(wanted) {
+                port::follow(agent, member);
+            }
+        }
         Event::Table { vni, changes } => member.follower.table(vni, &changes),
         Event::NetworkChanged(network) => {
             let known = agent

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,16 +45,30 @@ pub(crate) struct Membership {
     /// Whether this host runs a manager.
     pub(crate) manager: bool,
     /// Where managers listen.
-    pub(crate) managers: Vec<std::net::SocketAddr>,
+    pub(crate) managers: Vec<SocketAddr>,
     /// This host's VTEP address.
     pub(crate) vtep: IpAddr,
-    /// UDP port of VXLAN; on a manager also the TCP port of control.
+    /// UDP port of VXLAN.
     pub(crate) port: u16,
+    /// On a manager, the TCP port of control; 0: the same number. It stays when the UDP port changes.
+    #[serde(default)]
+    pub(crate) control_port: u16,
     /// MTU of the underlay link in bytes.
     pub(crate) link_mtu: u16,
     /// On a manager: the address pools that `init` was given.
     #[serde(default)]
     pub(crate) pools: Vec<AddressPool>,
+}
+
+impl Membership {
+    /// Where the manager of this host listens, if there is one.
+    pub(crate) fn control_address(&self) -> SocketAddr {
+        let port = match self.control_port {
+            0 => self.port,
+            port => port,
+        };
+        SocketAddr::new(self.vtep, port)
+    }
 }
 
 /// One container's place in one network.

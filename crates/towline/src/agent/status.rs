@@ -36,6 +36,9 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
             control.last_error.as_deref().unwrap_or("not tried yet")
         ));
     }
+    warnings.extend(member.port.problem().map(|problem| {
+        format!("this host can't receive on the cluster's VXLAN port: {problem}; it goes on with the one it has")
+    }));
     let gateway = match member.gateway().status() {
         Ok(status) => {
             warnings.extend(status.problems().map(str::to_owned));
@@ -55,7 +58,7 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         }
         .to_owned(),
         vtep: member.settled.vtep,
-        port: member.settled.port,
+        port: member.port.current(),
         link_mtu: member.settled.link_mtu,
         control: json(&control),
         datapath: json(&member.datapath.status()),

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use control::{HostId, HostView, MemberState, Network, TableChange};
 use vtep::datapath::Datapath;
 use vtep::fdb::{Change, NetworkConfig};
-use vtep::settings::WireSettings;
 use vtep::{MacAddr, Vni};
 
 /// What the datapath must know of a network.
@@ -25,10 +24,7 @@ pub(super) fn network_config(network: &Network) -> NetworkConfig {
             .iter()
             .map(|subnet| subnet.gateway)
             .collect(),
-        settings: WireSettings {
-            flood: network.flood,
-            ..WireSettings::default()
-        },
+        settings: network.settings,
     }
 }
 
@@ -83,11 +79,10 @@ impl Translator {
             // All that goes before all that comes: one host may take another's address.
             changes.extend(
                 members()
-                    .filter_map(|(host, _)| before.get(host))
-                    .map(|old| Change::RemoveMember {
-                        vni,
-                        addr: old.ip(),
-                    }),
+                    .filter_map(|(host, _)| Some((before.get(host)?.ip(), self.remote(*host))))
+                    // One that only has another port stays, and keeps its counters.
+                    .filter(|(old, new)| new.is_none_or(|new| new.ip() != *old))
+                    .map(|(addr, _)| Change::RemoveMember { vni, addr }),
             );
             changes.extend(members().filter_map(|(&host, &state)| self.member(vni, host, state)));
             let macs = table.macs.iter().filter(|(_, host)| moved(host));
@@ -279,6 +274,8 @@ mod tests {
             up: true,
             last_seen_ms_ago: 0,
             manager: n == 1,
+            wanted_port: None,
+            port_problem: None,
         }
     }
 
@@ -398,6 +395,41 @@ mod tests {
             translator.hosts(vec![view(2, 2)]),
             [],
             "nothing new, nothing said"
+        );
+    }
+
+    #[test]
+    fn a_host_with_another_port_stays_a_member() {
+        let mut translator = following();
+        translator.hosts(vec![view(2, 2)]);
+        let news = [
+            TableChange::Member {
+                host: id(2),
+                state: MemberState::Up,
+            },
+            TableChange::Mac {
+                mac: mac(2),
+                host: Some(id(2)),
+            },
+        ];
+        translator.table(vni(), &news);
+        let mut moved = view(2, 2);
+        moved.info.port = 5000;
+        let remote = SocketAddr::new(at(2).ip(), 5000);
+        assert_eq!(
+            translator.hosts(vec![moved]),
+            [
+                Change::SetMember {
+                    vni: vni(),
+                    remote,
+                    flood: true
+                },
+                Change::SetFdb {
+                    vni: vni(),
+                    mac: mac(2),
+                    remote
+                },
+            ]
         );
     }
 

@@ -1,6 +1,5 @@
 //! Join tokens and the cluster's authority, for operators.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use control::{Lasts, Request, Response, Role, Token};
@@ -37,7 +36,7 @@ fn show(
     };
     let token = Token::new(member.keys().identity.digest(), secret);
     let manager = member.control.status().connected_to;
-    let at = manager.unwrap_or(SocketAddr::new(member.settled.vtep, member.settled.port));
+    let at = manager.unwrap_or_else(|| member.settled.control_address());
     let target = if at.port() == DEFAULT_PORT {
         at.ip().to_string()
     } else {

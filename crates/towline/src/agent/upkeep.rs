@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Agent, container};
+use super::{Agent, container, port};
 
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -31,6 +31,10 @@ fn watch(agent: &Weak<Agent>) {
         container::reconcile(&agent);
         leave_idle_networks(&agent);
         gateway.look(&agent);
+        // What had the port may have gone.
+        if let Ok(member) = agent.member() {
+            port::follow(&agent, &member);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use control::installed::Verified;
 use control::{AddressPool, Addressing};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use vtep::settings::WireSettings;
 
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,6 +57,8 @@ pub(crate) enum Request {
     Token(TokenWanted),
     /// `towline ca export`: to this file.
     CaExport(PathBuf),
+    /// `towline update`.
+    Update(Update),
     /// `towline fdb`.
     Fdb {
         /// Only this network, by name or id.
@@ -102,7 +105,7 @@ pub(crate) enum Response {
     Network(Box<Network>),
     /// To [`Request::NetworkList`].
     Networks(Vec<NetworkSummary>),
-    /// To [`Request::HostList`].
+    /// To [`Request::HostList`], and to [`Request::Update`] as far as the hosts have followed.
     Hosts(Vec<Host>),
     /// To [`Request::Fdb`].
     Fdb(Vec<FdbEntry>),
@@ -201,6 +204,13 @@ pub(crate) struct Joined {
     pub(crate) warnings: Vec<String>,
 }
 
+/// What to change for the whole cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Update {
+    /// The UDP port on which all hosts are to receive VXLAN.
+    pub(crate) vxlan_port: u16,
+}
+
 /// A network to create.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct NetworkCreate {
@@ -222,8 +232,8 @@ pub(crate) struct NetworkCreate {
     pub(crate) vni: Option<u32>,
     /// Its MTU in bytes; none: as large as the hosts' links allow.
     pub(crate) mtu: Option<u16>,
-    /// Whether broadcast and unknown destinations are flooded.
-    pub(crate) flood: bool,
+    /// Which frames it carries, and what their outer headers say.
+    pub(crate) settings: WireSettings,
     /// Labels.
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -266,8 +276,9 @@ pub(crate) struct Network {
     pub(crate) subnets: Vec<Subnet>,
     /// How MAC addresses are made, and how long a freed address rests.
     pub(crate) addressing: Addressing,
-    /// Whether broadcast and unknown destinations are flooded.
-    pub(crate) flood: bool,
+    /// Which frames it carries, and what their outer headers say.
+    #[serde(flatten)]
+    pub(crate) settings: WireSettings,
     /// Seconds since 1970.
     pub(crate) created: u64,
     /// Labels.
@@ -341,6 +352,10 @@ pub(crate) struct Host {
     pub(crate) vtep: IpAddr,
     /// Its UDP port of VXLAN.
     pub(crate) port: u16,
+    /// The port that the cluster wants it to have; none: nobody has said.
+    pub(crate) wanted_port: Option<u16>,
+    /// Why it does not have it.
+    pub(crate) port_problem: Option<String>,
     /// MTU of its underlay link in bytes.
     pub(crate) link_mtu: u16,
     /// `up`, or `down` when the manager has not heard from it for three seconds.

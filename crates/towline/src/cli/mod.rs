@@ -21,6 +21,7 @@ mod run;
 mod shim;
 mod status;
 pub(crate) mod token;
+mod update;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -85,6 +86,8 @@ enum Command {
     /// Keep a copy of the cluster's certificate authority
     #[command(subcommand)]
     Ca(ca::Command),
+    /// Change what holds for the whole cluster
+    Update(update::Args),
     /// Show where frames for each MAC address go
     Fdb(fdb::Args),
     /// Compare every host's tables with the manager's
@@ -147,6 +150,7 @@ impl Cli {
             Command::Host(command) => host::run(command, &context),
             Command::Token(args) => token::run(&args, &context),
             Command::Ca(command) => ca::run(command, &context),
+            Command::Update(args) => update::run(&args, &context),
             Command::Fdb(args) => fdb::run(args, &context),
             Command::Verify(args) => verify::run(args, &context),
             Command::Status(args) => status::run(&args, &context),

@@ -72,8 +72,24 @@ pub(crate) enum Command {
     },
 }
 
+const CREATE_HELP: &str = "\
+Settings (--opt):
+  vlan=drop|pass           frames with 802.1Q tags [default: drop, RFC 7348 §6.1]
+  flood=true|false         carry broadcast, multicast and unknown destinations to all hosts of the
+                           network; if not, ARP and ND are answered and the rest is dropped [default: true]
+  dscp=0..63|uniform       outer DSCP: fixed, or the inner one, both ways (RFC 2983) [default: 0]
+  ttl=1..255               outer TTL or hop limit [default: 64]
+  udp-checksum=true|false  outer UDP checksums; 'false' sends zero and takes zero, over IPv6 too
+                           (RFC 6935), and costs bulk transfers the kernel's segmentation [default: true]
+  mac=epoch|docker         MAC addresses: new ones for a reused address, or made of the IPv4 address
+                           alone [default: epoch]
+  address-rest=SECONDS     how long a freed address rests [default: 10]
+
+Example: towline network create -d overlay --subnet 10.0.9.0/24 myoverlay
+         towline network create --opt vlan=pass --opt dscp=uniform trunk";
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: towline network create -d overlay --subnet 10.0.9.0/24 myoverlay")]
+#[command(after_help = CREATE_HELP)]
 pub(crate) struct CreateArgs {
     /// The network's name: lower-case letters, digits, '_', '.', '-'; at most 63
     name: String,
@@ -97,10 +113,8 @@ pub(crate) struct CreateArgs {
     /// Add an IPv6 subnet from the cluster's address pools where no --subnet is one
     #[arg(long)]
     ipv6: bool,
-    /// A setting, KEY=VALUE; once per setting. mac=docker makes MAC addresses of the IPv4 address alone
-    /// [default: mac=epoch, new ones for a reused address]; address-rest=SECONDS is how long a freed
-    /// address rests [default: 10]
-    #[arg(short, long, value_name = "KEY=VALUE", verbatim_doc_comment)]
+    /// A setting, KEY=VALUE; once per setting (all are listed below)
+    #[arg(short, long, value_name = "KEY=VALUE")]
     opt: Vec<String>,
     /// The VXLAN network identifier, 1 to 16777215 [default: the next free one from 4096]
     #[arg(long)]
@@ -109,7 +123,7 @@ pub(crate) struct CreateArgs {
     /// [default: the smallest link MTU of the hosts less the encapsulation]
     #[arg(long)]
     mtu: Option<u16>,
-    /// Do not replicate broadcast, multicast and unknown destinations to all hosts of the network
+    /// As --opt flood=false
     #[arg(long)]
     no_flood: bool,
     /// A label, KEY=VALUE; once per label
@@ -220,7 +234,8 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
         .iter()
         .map(|text| prefix("subnet", text))
         .collect::<anyhow::Result<_>>()?;
-    let options = Options::parse(&args.opt)?;
+    let no_flood = args.no_flood.then_some("flood=false");
+    let options = Options::parse(args.opt.iter().map(String::as_str).chain(no_flood))?;
     let request = Request::NetworkCreate(NetworkCreate {
         name: args.name,
         subnets,
@@ -239,7 +254,7 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
         addressing: options.addressing,
         vni: args.vni,
         mtu: args.mtu,
-        flood: !args.no_flood,
+        settings: options.settings,
         labels: args
             .label
             .iter()

@@ -52,7 +52,7 @@ pub struct UserspaceConfig {
 pub struct UserspaceDatapath {
     // Field order is drop order: threads end, and close their queues, first.
     errors: ErrorWatch,
-    workers: Vec<WorkerThread>,
+    workers: Vec<WorkerThread<UdpUnderlay>>,
     ports: Mutex<HashMap<PortId, AttachedPort>>,
     writer: Mutex<TableWriter>,
     tables: SharedTables,
@@ -348,6 +348,39 @@ impl Datapath for UserspaceDatapath {
             self.allow_unsummed();
         }
         lock(&self.writer).apply(changes);
+    }
+
+    fn listen_on(&self, port: u16) -> Result<(), StartError> {
+        let mut receiving = lock(&self.receiving);
+        let listen = SocketAddr::new(receiving.listen.ip(), port);
+        if listen == receiving.listen {
+            return Ok(());
+        }
+        let failed = |error| StartError::from_sockets(&self.netns, listen, error);
+        let underlays = self
+            .netns
+            .run(|| UdpUnderlay::reopen(listen.ip(), port, self.workers.len(), &self.send))
+            .map_err(StartError::Namespace)?
+            .map_err(failed)?;
+        let mut next = Receiving::new(listen, &underlays);
+        if receiving.unsummed {
+            next.accept_unsummed().map_err(failed)?;
+            next.unsummed = true;
+        }
+        self.captures
+            .set_own(listen, self.send.source_ports().map_err(failed)?);
+        let (done, finished) = bounded(0);
+        for (worker, underlay) in self.workers.iter().zip(underlays) {
+            worker.command(Command::SetUnderlay {
+                underlay,
+                done: done.clone(),
+            });
+        }
+        drop(done);
+        // The old sockets close when the last worker has let go of its own.
+        *receiving = next;
+        let _ = finished.recv();
+        Ok(())
     }
 
     fn tables(&self) -> Arc<Tables> {

@@ -19,7 +19,7 @@ const COMMANDS: u64 = 1 << 32;
 const UNDERLAY: u64 = 2 << 32;
 
 /// What a worker's thread is told. Dropping `done` says that it has been done.
-pub(crate) enum Command {
+pub(crate) enum Command<U> {
     /// Here is this worker's queue of a port.
     AddPort {
         id: PortId,
@@ -30,22 +30,21 @@ pub(crate) enum Command {
     },
     /// Close the queue.
     RemovePort { id: PortId, done: Sender<()> },
+    /// Here is another way to other hosts; close the one before.
+    SetUnderlay { underlay: U, done: Sender<()> },
 }
 
 /// A running worker. Dropping it stops the thread and waits for it; its queues close.
-pub(crate) struct WorkerThread {
+pub(crate) struct WorkerThread<U: Underlay> {
     // Options, because dropping closes the channel first and waits for the thread last.
-    commands: Option<Sender<Command>>,
+    commands: Option<Sender<Command<U>>>,
     thread: Option<JoinHandle<()>>,
     waker: Waker,
 }
 
-impl WorkerThread {
+impl<U: Underlay + 'static> WorkerThread<U> {
     /// Starts the thread.
-    pub(crate) fn spawn<U: Underlay + 'static>(
-        name: String,
-        worker: Worker<U>,
-    ) -> io::Result<Self> {
+    pub(crate) fn spawn(name: String, worker: Worker<U>) -> io::Result<Self> {
         let waiter = Waiter::new(COMMANDS)?;
         if let Some(socket) = worker.underlay().as_raw_fd() {
             waiter.watch(socket, UNDERLAY)?;
@@ -68,7 +67,7 @@ impl WorkerThread {
     }
 
     /// Hands a command over. When the thread has ended, the command is dropped, and `done` with it.
-    pub(crate) fn command(&self, command: Command) {
+    pub(crate) fn command(&self, command: Command<U>) {
         if let Some(commands) = &self.commands {
             let _ = commands.send(command);
             self.waker.wake();
@@ -76,7 +75,7 @@ impl WorkerThread {
     }
 }
 
-impl Drop for WorkerThread {
+impl<U: Underlay> Drop for WorkerThread<U> {
     fn drop(&mut self) {
         self.commands = None;
         self.waker.wake();
@@ -93,7 +92,7 @@ impl Drop for WorkerThread {
 struct Loop<U: Underlay> {
     worker: Worker<U>,
     waiter: Waiter,
-    commands: Receiver<Command>,
+    commands: Receiver<Command<U>>,
 }
 
 impl<U: Underlay> Loop<U> {
@@ -160,10 +159,29 @@ impl<U: Underlay> Loop<U> {
                     self.close_port(id);
                     drop(done);
                 }
+                Ok(Command::SetUnderlay { underlay, done }) => {
+                    self.set_underlay(underlay);
+                    drop(done);
+                }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
+    }
+
+    fn set_underlay(&mut self, underlay: U) {
+        if let Some(socket) = underlay.as_raw_fd()
+            && let Err(error) = self.waiter.watch(socket, UNDERLAY)
+        {
+            // The one before still works for whoever has not heard of another.
+            tracing::error!(%error, "can't wait for datagrams on another socket");
+            return;
+        }
+        // Unwatched before it closes: see `Waiter::unwatch`.
+        if let Some(socket) = self.worker.underlay().as_raw_fd() {
+            self.waiter.unwatch(socket);
+        }
+        *self.worker.underlay_mut() = underlay;
     }
 
     fn close_port(&mut self, id: PortId) {

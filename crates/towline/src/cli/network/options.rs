@@ -4,15 +4,18 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use control::{Addressing, MacMode};
+use vtep::settings::{SettingError, WireSettings};
 
 /// The keys, for whoever gives another.
-const KEYS: &str = "mac, address-rest";
+const KEYS: &str = "vlan, flood, dscp, ttl, udp-checksum, mac, address-rest";
 
 /// The settings of a new network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     /// How addresses are given.
     pub(super) addressing: Addressing,
+    /// Which frames it carries, and what their outer headers say.
+    pub(super) settings: WireSettings,
 }
 
 impl Options {
@@ -20,7 +23,7 @@ impl Options {
     ///
     /// # Errors
     /// An unknown key, a key given twice, a value that the key does not have.
-    pub(super) fn parse(texts: &[String]) -> anyhow::Result<Self> {
+    pub(super) fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Self> {
         let mut options = Self::default();
         let mut seen = BTreeSet::new();
         for text in texts {
@@ -51,7 +54,12 @@ impl Options {
                     )
                 })?;
             }
-            _ => bail!("unknown option '{key}': the keys are {KEYS}"),
+            _ => match self.settings.set(key, value) {
+                Err(SettingError::Unknown(_)) => {
+                    bail!("unknown option '{key}': the keys are {KEYS}")
+                }
+                set => set?,
+            },
         }
         Ok(())
     }
@@ -62,8 +70,7 @@ mod tests {
     use super::*;
 
     fn parse(texts: &[&str]) -> anyhow::Result<Options> {
-        let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
-        Options::parse(&texts)
+        Options::parse(texts.iter().copied())
     }
 
     #[test]
@@ -72,11 +79,15 @@ mod tests {
         let options = parse(&["mac=docker", "address-rest=30"]).expect("settings");
         assert_eq!(options.addressing.mac, MacMode::Docker);
         assert_eq!(options.addressing.rest_seconds, 30);
+        let options = parse(&["vlan=pass", "udp-checksum=false"]).expect("settings");
+        assert!(!options.settings.udp_checksum && options.settings.flood);
         for (texts, word) in [
             (&["mac"][..], "KEY=VALUE"),
             (&["mac=random"], "'epoch' or 'docker'"),
             (&["mac=docker", "mac=epoch"], "twice"),
             (&["address-rest=-1"], "number of seconds"),
+            (&["flood=true", "flood=false"], "twice"),
+            (&["ttl=0"], "1 to 255"),
             (&["encrypted=true"], "unknown option 'encrypted'"),
         ] {
             let error = parse(texts).expect_err(word).to_string();
