@@ -20,6 +20,8 @@ struct Bench {
     store: MemoryStore,
     pools: Vec<AddressPool>,
     hosts: u8,
+    /// The last epoch that the manager told, as agents remember it.
+    seen: Epoch,
     now: Duration,
 }
 
@@ -35,6 +37,7 @@ impl Bench {
             store,
             pools,
             hosts,
+            seen: Epoch::ZERO,
             now: Duration::ZERO,
         };
         bench.connect();
@@ -61,7 +64,7 @@ impl Bench {
                 incarnation: 1,
             };
             self.manager
-                .handle_hello(host.into(), vtep, info, Epoch::ZERO, self.now)
+                .handle_hello(host.into(), vtep, info, self.seen, self.now)
                 .unwrap();
         }
         self.turn();
@@ -74,12 +77,13 @@ impl Bench {
         self.store.commit(&writes).unwrap();
         let mut replies = Vec::new();
         while let Some(output) = self.manager.poll_output() {
-            if let Output::Send {
-                to,
-                message: ToAgent::Reply { part, .. },
-            } = output
-            {
-                replies.push((to[0], part.to_vec()));
+            let Output::Send { to, message } = output else {
+                continue;
+            };
+            match message {
+                ToAgent::Reply { part, .. } => replies.push((to[0], part.to_vec())),
+                ToAgent::Welcome { last_epoch, .. } => self.seen = last_epoch,
+                _ => {}
             }
         }
         let wrote = writes.iter().any(|write| !write.key.starts_with("cursor/"));

@@ -164,8 +164,8 @@ impl NetworkState {
 pub(super) struct State {
     cluster: String,
     last: Epoch,
-    /// What no life of this store has issued: after the first of each pair, up to the second. Each life begins at the
-    /// clock's milliseconds, so whoever has seen an epoch of a gap has it from a life that this store lost.
+    /// What no life of this store has issued: between the two of each pair. Each life begins at the clock's milliseconds and
+    /// tells them before it issues anything, so whoever has seen an epoch of a gap has it from a life that this store lost.
     gaps: Vec<(Epoch, Epoch)>,
     vxlan_port: Option<u16>,
     pub(super) next_vni: u32,
@@ -326,7 +326,7 @@ impl State {
             || self
                 .gaps
                 .iter()
-                .any(|(from, to)| *from < epoch && epoch <= *to)
+                .any(|(from, to)| *from < epoch && epoch < *to)
     }
 
     /// What changed since the last call, as one batch.
