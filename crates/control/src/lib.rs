@@ -9,8 +9,9 @@
 //! ```
 //!
 //! The data model is in [`epoch`], [`row`] and [`table`]: a row is a register that only a higher epoch can overwrite, so
-//! late, doubled or reordered news cannot hurt. The allocator is the only maker of epochs. Both state machines are pure: they
-//! are told the time and the messages, and are asked for what to send; `client.rs` and `server.rs` own clocks and sockets.
+//! late, doubled or reordered news cannot hurt. The allocator is the only maker of epochs; [`subnet`] says
+//! what of a subnet it may hand out, and where subnets come from. Both state machines are pure: they are told the time and the
+//! messages, and are asked for what to send; `client.rs` and `server.rs` own clocks and sockets.
 //!
 //! What this crate does not do: it never touches a packet of a container, it knows no namespace and no datapath (the program
 //! turns [`Event`]s into table changes), and it makes no consensus between managers. Its connections are TLS with a certificate

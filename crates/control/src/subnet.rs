@@ -123,12 +123,7 @@ pub(crate) fn plan(
     gateways: &[IpAddr],
     aux_addresses: &[(String, IpAddr)],
 ) -> Result<Vec<Subnet>, String> {
-    if nets.len() > SUBNETS_MAX {
-        return Err(format!(
-            "{} subnets are too many: at most {SUBNETS_MAX}",
-            nets.len()
-        ));
-    }
+    check_count(nets.len())?;
     for (i, net) in nets.iter().enumerate() {
         check_prefix(*net)?;
         if nets[..i].iter().any(|other| overlaps(*net, *other)) {
@@ -151,6 +146,16 @@ pub(crate) fn plan(
         ));
     }
     Ok(subnets)
+}
+
+/// Whether a network may have so many subnets.
+pub(crate) fn check_count(subnets: usize) -> Result<(), String> {
+    if subnets > SUBNETS_MAX {
+        return Err(format!(
+            "{subnets} subnets are too many: at most {SUBNETS_MAX}"
+        ));
+    }
+    Ok(())
 }
 
 fn place_ranges(subnets: &mut [Subnet], ranges: &[IpNet]) -> Result<(), String> {

@@ -27,6 +27,7 @@ impl Manager {
                     .to_owned(),
             );
         }
+        subnet::check_count(spec.subnets.len())?;
         let mut wanted: Vec<Wanted> = spec.subnets.iter().map(|net| Wanted::of(*net)).collect();
         if wanted.is_empty() {
             wanted.push(Wanted::Any {

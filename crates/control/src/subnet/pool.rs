@@ -92,25 +92,26 @@ impl AddressPool {
 
     /// The first piece of `size` that overlaps nothing of `taken`.
     fn free(self, size: u8, taken: &[IpNet]) -> Option<IpNet> {
-        let last = number(self.base.broadcast());
-        let mut at = number(self.base.network());
-        // Each turn passes over at least one of `taken` for good.
-        loop {
-            let candidate = piece(self.base, at, size);
-            let Some(in_the_way) = taken.iter().find(|other| overlaps(candidate, **other)) else {
-                return Some(candidate);
-            };
-            let end = number(in_the_way.broadcast()).max(number(candidate.broadcast()));
-            if end >= last {
-                return None;
+        let ends = |net: IpNet| (number(net.network()), number(net.broadcast()));
+        let (mut at, last) = ends(self.base);
+        let (first, end) = ends(piece(self.base, at, size));
+        let width = end - first;
+        let in_the_way = taken.iter().filter(|net| overlaps(self.base, **net));
+        let mut in_the_way: Vec<(u128, u128)> = in_the_way.map(|net| ends(*net)).collect();
+        in_the_way.sort_unstable();
+        for (first, end) in in_the_way {
+            if first > at + width {
+                break;
             }
-            // The next piece begins at a multiple of its size.
-            let width = number(candidate.broadcast()) - number(candidate.network());
-            at = (end | width) + 1;
-            if at > last || at == 0 {
+            if end >= at {
+                // The next piece begins at a multiple of its size.
+                at = (end | width).saturating_add(1);
+            }
+            if at > last {
                 return None;
             }
         }
+        Some(piece(self.base, at, size))
     }
 }
 
