@@ -113,13 +113,7 @@ pub(crate) struct CreateArgs {
     /// Add an IPv6 subnet from the cluster's address pools where no --subnet is one
     #[arg(long)]
     ipv6: bool,
-<<<<<<< HEAD
     /// A setting, KEY=VALUE; once per setting (all are listed below)
-=======
-    /// A setting, KEY=VALUE; once per setting. mac=docker makes MAC addresses of the IPv4 address alone
-    /// [default: mac=epoch, new ones for a reused address]; address-rest=SECONDS is how long a freed
-    /// address rests [default: 10]
->>>>>>> 697dffb (control: a free subnet is found in one sweep)
     #[arg(short, long, value_name = "KEY=VALUE")]
     opt: Vec<String>,
     /// The VXLAN network identifier, 1 to 16777215 [default: the next free one from 4096]
