@@ -7,6 +7,8 @@ use etherparse::{
     TransportSlice, UdpHeader, ether_type,
 };
 
+use vtep::edge::Offload;
+
 use crate::wire::Endpoint;
 
 /// Bytes of the VXLAN header.
@@ -171,7 +173,7 @@ impl Udp {
         Self {
             source: from.mac().octets(),
             destination: to.mac().octets(),
-            from: SocketAddr::new(from.ip(), 4000),
+            from: SocketAddr::new(from.ip(), 40_000),
             to: SocketAddr::new(to.ip(), 7777),
             tos: 0,
             payload: b"a frame of a test".to_vec(),
@@ -182,7 +184,7 @@ impl Udp {
     #[must_use]
     pub fn between6(from: &Endpoint, to: &Endpoint) -> Self {
         Self {
-            from: SocketAddr::new(from.ip6(), 4000),
+            from: SocketAddr::new(from.ip6(), 40_000),
             to: SocketAddr::new(to.ip6(), 7777),
             ..Self::between(from, to)
         }
@@ -215,6 +217,69 @@ impl Udp {
         .packet();
         ethernet(self.destination, self.source, ether_of(self.from), &packet)
     }
+}
+
+/// A TCP frame between two endpoints over IPv4 whose checksum is left to whoever cuts it: in its place stands the
+/// pseudo-header's sum.
+///
+/// # Panics
+/// When the payload does not fit IPv4.
+#[must_use]
+pub fn unfinished_tcp(from: &Endpoint, to: &Endpoint, payload: &[u8]) -> Vec<u8> {
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.ip(), to.ip()) else {
+        panic!("{} and {} are IPv4 addresses", from.ip(), to.ip());
+    };
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2(from.mac().octets(), to.mac().octets())
+        .ipv4(source.octets(), destination.octets(), 64)
+        .tcp(40_000, 7777, 1, 1024)
+        .ack(1)
+        .psh()
+        .write(&mut frame, payload)
+        .expect("a payload that fits IPv4");
+    let length = u32::try_from(20 + payload.len()).expect("a payload that fits IPv4");
+    let mut pseudo = [source.octets(), destination.octets()].concat();
+    pseudo.extend(u32::from(IpNumber::TCP.0).to_be_bytes());
+    pseudo.extend(length.to_be_bytes());
+    let sum = ones_complement_sum(&pseudo);
+    frame[50..52].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// The wish to cut such a frame into segments of `size` bytes of payload.
+#[must_use]
+pub fn cut_to(size: u16) -> Offload {
+    Offload {
+        flags: Offload::NEEDS_CSUM,
+        gso_type: Offload::GSO_TCPV4,
+        hdr_len: 54,
+        gso_size: size,
+        csum_start: 34,
+        csum_offset: 16,
+    }
+}
+
+/// The sum of RFC 1071, not inverted.
+///
+/// # Panics
+/// Never: it is folded.
+#[must_use]
+pub fn ones_complement_sum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(sum).expect("it was folded")
+}
+
+/// Rights the checksum of the IPv4 header of 20 bytes that `packet` begins with.
+pub fn complete_ipv4(packet: &mut [u8]) {
+    packet[10..12].fill(0);
+    let sum = !ones_complement_sum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// An Ethernet frame.

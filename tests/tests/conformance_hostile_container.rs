@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use towline_tests::frames::{Udp, arp, icmpv6, solicitation, tagged};
+use towline_tests::frames::{Udp, arp, cut_to, icmpv6, solicitation, tagged, unfinished_tcp};
 use towline_tests::packet::PacketSocket;
 use towline_tests::raw::{PATIENCE, Rig, VNI};
 use towline_tests::wire::{Endpoint, Outer, Setup};
@@ -74,36 +74,6 @@ fn thousands_of_new_macs_leave_the_tables_alone(setup: Setup) {
     rig.still_works();
 }
 
-/// A TCP frame of a container with `payload` bytes, its checksum left to whoever cuts it.
-fn tcp(rig: &Rig, payload: usize) -> Vec<u8> {
-    let mut frame = Vec::new();
-    let (IpAddr::V4(source), IpAddr::V4(destination)) = (rig.ours.ip(), rig.theirs.ip()) else {
-        panic!("IPv4 addresses");
-    };
-    etherparse::PacketBuilder::ethernet2(rig.ours.mac().octets(), rig.theirs.mac().octets())
-        .ipv4(source.octets(), destination.octets(), 64)
-        .tcp(4000, 7777, 1, 1024)
-        .ack(1)
-        .write(&mut frame, &vec![0x2e; payload])
-        .unwrap();
-    // Only the pseudo-header's sum (RFC 9293 §3.1).
-    let length = u32::try_from(20 + payload).unwrap();
-    let pseudo = [
-        &source.octets()[..],
-        &destination.octets()[..],
-        &6u32.to_be_bytes(),
-        &length.to_be_bytes(),
-    ]
-    .concat();
-    let sum: u32 = pseudo
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    frame[50..52].copy_from_slice(&u16::try_from(sum).unwrap().to_be_bytes());
-    frame
-}
-
 /// Conformance H7. The kernel refuses some of it at the raw socket, cuts some itself, and hands some to the datapath,
 /// depending on its version; whatever it does, nothing larger than the MTU and nothing damaged leaves, and others notice nothing.
 fn impossible_vnet_headers_harm_nobody(setup: Setup) {
@@ -114,26 +84,16 @@ fn impossible_vnet_headers_harm_nobody(setup: Setup) {
     };
     let (_container, beside) = rig.neighbor(&local);
     let hostile = PacketSocket::with_vnet_header(&rig.container, "eth0");
-    let tso = Offload {
-        flags: Offload::NEEDS_CSUM,
-        gso_type: Offload::GSO_TCPV4,
-        hdr_len: 54,
-        gso_size: 1396,
-        csum_start: 34,
-        csum_offset: 16,
-    };
+    let tso = cut_to(1396);
     let partial = Offload::partial(34, 16);
-    let large = || tcp(&rig, 60_000);
-    let small = || tcp(&rig, 100);
+    let tcp = |payload| unfinished_tcp(&rig.ours, &rig.theirs, &vec![0x2e; payload]);
+    let large = || tcp(60_000);
+    let small = || tcp(100);
     let cases: Vec<(&str, Offload, Vec<u8>)> = vec![
         ("64 KiB on a port of 1450", Offload::default(), large()),
         ("64 KiB to sum and not to cut", partial, large()),
         ("gso_size 0", Offload { gso_size: 0, ..tso }, large()),
-        (
-            "gso_size 1",
-            Offload { gso_size: 1, ..tso },
-            tcp(&rig, 40_000),
-        ),
+        ("gso_size 1", Offload { gso_size: 1, ..tso }, tcp(40_000)),
         ("gso_size 8", Offload { gso_size: 8, ..tso }, large()),
         (
             "segments above the MTU",

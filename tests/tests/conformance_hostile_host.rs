@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use towline_tests::frames::{Datagram, Udp, ether_of, ethernet, tagged, vxlan};
+use towline_tests::frames::{Datagram, Udp, complete_ipv4, ether_of, ethernet, tagged, vxlan};
 use towline_tests::raw::{PATIENCE, Rig, VNI};
 use towline_tests::wire::{Endpoint, Outer, Setup};
 use towline_tests::{wait_until, wire_tests};
@@ -297,19 +297,6 @@ fn lengths_that_lie_outside_are_the_kernels(setup: Setup) {
         assert!(rig.inside.drain().is_empty());
         rig.still_works();
     }
-}
-
-/// Rights the checksum of an IPv4 header of 20 bytes.
-fn complete_ipv4(packet: &mut [u8]) {
-    packet[10..12].fill(0);
-    let sum: u32 = packet[..20]
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    let sum = !u16::try_from(folded).unwrap();
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// Cuts an IPv4 packet of 20 bytes of header into fragments whose payloads have `size` bytes.
