@@ -213,7 +213,7 @@ fn what_is_answered_is_well_formed(setup: Setup) {
     let expected = |at: usize| match at {
         0..4 => ["2", "", ""],
         4..8 => ["", "136", ""],
-        _ if at % 2 == 0 => ["", "", "0"],
+        _ if at.is_multiple_of(2) => ["", "", "0"],
         _ => ["", "129", ""],
     };
     for (at, row) in rows.iter().enumerate() {
