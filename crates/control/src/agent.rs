@@ -289,6 +289,7 @@ impl Agent {
             }
             // Of one connection, and without a meaning beside it.
             ToAgent::Joined { .. }
+            | ToAgent::Peer { .. }
             | ToAgent::Welcome { .. }
             | ToAgent::Reject { .. }
             | ToAgent::Heartbeat
@@ -461,6 +462,12 @@ impl Agent {
         self.rejected.as_deref()
     }
 
+    /// The highest epoch ever seen.
+    #[must_use]
+    pub fn last_epoch(&self) -> Epoch {
+        self.last_epoch
+    }
+
     /// The managers to try, in order.
     #[must_use]
     pub fn managers(&self) -> &[SocketAddr] {
@@ -545,6 +552,7 @@ impl Agent {
         for id in removed {
             self.hosts.remove(id);
         }
+        self.learn_managers();
         self.outputs.push_back(Output::Event(Event::Hosts(
             self.hosts.values().cloned().collect(),
         )));
@@ -554,6 +562,21 @@ impl Agent {
             for stream in self.streams.values_mut() {
                 stream.set_masked(id, masked, &mut self.outputs);
             }
+        }
+    }
+
+    /// Managers are hosts: the one that answers first, then those that stand by for it.
+    fn learn_managers(&mut self) {
+        let listening = |manager: bool| {
+            let hosts = self
+                .hosts
+                .values()
+                .filter(move |view| view.manager == manager);
+            hosts.filter_map(|view| view.control)
+        };
+        let managers: Vec<SocketAddr> = listening(true).chain(listening(false)).collect();
+        if !managers.is_empty() {
+            self.managers = managers;
         }
     }
 

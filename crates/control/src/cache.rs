@@ -48,6 +48,7 @@ pub(crate) fn is_kept(message: &ToAgent) -> bool {
         // Whoever hears of a network's end writes the file anew, without it.
         ToAgent::NetworkRemoved { .. }
         | ToAgent::Joined { .. }
+        | ToAgent::Peer { .. }
         | ToAgent::Reject { .. }
         | ToAgent::Heartbeat
         | ToAgent::Owned { .. }

@@ -21,6 +21,7 @@ use vtep::{MacAddr, Vni};
 use crate::agent::{Agent, Output, REQUEST_DEADLINE};
 use crate::cache::{Kept, TableCache, is_kept};
 use crate::dial::{dial, explain};
+use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
 use crate::installed::Entry;
 use crate::message::{MessageError, ToAgent};
@@ -271,6 +272,12 @@ impl AgentHandle {
         &self.events
     }
 
+    /// The highest epoch that this host has ever seen.
+    #[must_use]
+    pub fn last_epoch(&self) -> Epoch {
+        self.shared.core().agent.last_epoch()
+    }
+
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> ControlStatus {
@@ -380,9 +387,10 @@ impl Driver {
     }
 
     async fn connect_for_ever(&self) {
-        let managers = self.shared.core().agent.managers().to_vec();
         let mut wait = RETRY.0;
         loop {
+            // A manager that answered may have named others.
+            let managers = self.shared.core().agent.managers().to_vec();
             for &manager in &managers {
                 let config = self.renewal().config();
                 match self.ticking(dial(self.bind, manager, config)).await {

@@ -1,7 +1,7 @@
 //! A host: a machine that runs the agent, and what the cluster knows of it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -105,6 +105,9 @@ pub struct HostView {
     /// Why it does not receive there, in its own words.
     #[serde(default)]
     pub port_problem: Option<String>,
+    /// Where its manager listens, or would if it were promoted; `None`: it runs none and stands by for none.
+    #[serde(default)]
+    pub control: Option<SocketAddr>,
 }
 
 /// Random bytes from the kernel.

@@ -4,7 +4,8 @@
 //! what [`Manager::take_writes`] gives durable, and only then send what [`Manager::poll_output`] gives: nothing is told that a
 //! crash could take back. `now` is the time since any fixed moment.
 //!
-//! Whoever calls has checked the certificate's signature. Liveness is a mask: a host that falls silent is hidden from floods and loses nothing.
+//! Whoever calls has checked that the authority signed the certificate and that the host holds its key. Liveness is a mask: a
+//! host that falls silent is hidden from floods and loses nothing.
 
 mod addresses;
 mod endpoints;
@@ -12,6 +13,7 @@ mod hosts;
 mod networks;
 mod port;
 pub(crate) mod repair;
+mod standby;
 mod state;
 mod streams;
 mod subnets;
@@ -35,6 +37,7 @@ use crate::request::{Request, Response};
 use crate::store::Write;
 use crate::subnet::AddressPool;
 use repair::Budget;
+pub(crate) use standby::Rank;
 use state::State;
 pub use state::StateError;
 pub use trust::{Lasts, Refusal};
@@ -91,6 +94,13 @@ pub enum Output {
         /// The key (PKCS #10, DER).
         request: Vec<u8>,
     },
+    /// Answer the call with the authority, certificate and key: the asker may run the manager.
+    Authority {
+        /// Who asked.
+        connection: Connection,
+        /// The call's id.
+        call: u64,
+    },
     /// Expect or send probes, then answer the call.
     Probe {
         /// Who asked.
@@ -123,6 +133,8 @@ pub struct Manager {
     settings: Settings,
     started: Duration,
     state: State,
+    /// Where this manager listens, once the driver has told.
+    listen: Option<SocketAddr>,
     /// The time of day, as the driver last told it.
     unix: Duration,
     /// Certificates of connections that have not said hello yet.
@@ -195,6 +207,7 @@ impl Manager {
             })
             .collect();
         Ok(Self {
+            listen: None,
             unix: settings.unix_at_zero + now,
             admitted: HashMap::new(),
             settings,
@@ -220,7 +233,7 @@ impl Manager {
         let host = peer.host;
         self.seen(host, now);
         match message {
-            ToManager::Hello { .. } | ToManager::Join { .. } => {
+            ToManager::Hello { .. } | ToManager::Join { .. } | ToManager::Peer { .. } => {
                 let reason = "a second hello on one connection".to_owned();
                 let removed = false;
                 self.send(connection, ToAgent::Reject { reason, removed });
@@ -425,6 +438,10 @@ impl Manager {
                     .map_or(Role::Worker, |peer| peer.role);
                 self.token(asker, role, rotate, lasts)
             }
+            Request::StandBy { listen } => match self.stand_by(connection, id, listen, now) {
+                Ok(()) => return,
+                Err(refused) => Err(refused),
+            },
             Request::Renew { request } => {
                 self.renew(connection, id, request);
                 return;

@@ -174,6 +174,11 @@ mod tests {
                 secret: Secret::random(),
                 request: vec![0x30; 200],
             },
+            ToManager::Peer {
+                version: VERSION,
+                generation: u16::MAX,
+                manager: HostId::random(),
+            },
             ToManager::Hello {
                 version: VERSION,
                 host,
@@ -228,6 +233,10 @@ mod tests {
             ToAgent::Joined {
                 certificate: vec![1; 500],
                 ca: vec![2; 400],
+            },
+            ToAgent::Peer {
+                generation: 3,
+                manager,
             },
             ToAgent::Welcome {
                 cluster: "0".repeat(16),

@@ -15,7 +15,7 @@ use crate::network::{Endpoint, Network, NetworkSpec};
 use crate::pki::{Identity, Role};
 use crate::row::State;
 use crate::table::TableChange;
-use crate::token::Secret;
+use crate::token::{Secret, SecretText};
 
 /// A question or order to the manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +86,12 @@ pub enum Request {
         /// For how long it is to be good from now on.
         lasts: Option<Lasts>,
     },
+    /// Stand by as a manager that listens here when it is promoted. Answer: [`Response::Authority`], to hosts that joined as
+    /// managers alone.
+    StandBy {
+        /// Where.
+        listen: SocketAddr,
+    },
     /// Sign a new key of the asking host. Answer: [`Response::Certificate`].
     Renew {
         /// The key (PKCS #10, DER).
@@ -136,6 +142,8 @@ pub enum Response {
         /// Seconds until it does no more, 0 when it has; `None`: it always will.
         expires_in: Option<u64>,
     },
+    /// The authority with its key, as [`Authority::to_pem`](crate::Authority::to_pem) writes it.
+    Authority(SecretText),
     /// A certificate, in DER.
     Certificate(Vec<u8>),
     /// What was found, by network and host.

@@ -6,8 +6,9 @@
 //! turn fairly with others'.
 
 mod door;
+mod peers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,15 +21,16 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo, random_bytes};
-use crate::manager::{Connection, Manager, Output, Refusal, Settings, StateError};
+use crate::manager::{Connection, Manager, Output, Rank, Refusal, Settings, StateError};
 use crate::message::{ToAgent, ToManager};
 use crate::pki::{Authority, Certificate, PkiError, Role, WallClock};
 use crate::request::{Request, Response};
 use crate::store::{Store, StoreError};
 use crate::subnet::AddressPool;
-use crate::token::Secret;
+use crate::token::{Secret, SecretText};
 use crate::transport::Outbox;
 use door::Door;
+use peers::Peers;
 
 /// How often the state machine is told the time.
 const TICK: Duration = Duration::from_millis(100);
@@ -75,6 +77,8 @@ pub struct ManagerConfig {
     pub pools: Vec<AddressPool>,
     /// What dates are made and measured by.
     pub clock: WallClock,
+    /// With an empty store: the highest epoch seen of the manager whose place this one takes.
+    pub succeeds: Option<Epoch>,
 }
 
 /// Why a manager could not start.
@@ -124,6 +128,8 @@ pub struct ManagerStatus {
     pub hosts: usize,
     /// Why nothing can be changed now.
     pub store_error: Option<String>,
+    /// Why it has ended by itself: another manager is the cluster's.
+    pub stood_down: Option<String>,
 }
 
 /// A running manager.
@@ -146,6 +152,7 @@ impl ManagerHandle {
             prober,
             pools,
             clock: wall,
+            succeeds,
         } = config;
         let mut keeper = Keeper {
             store,
@@ -154,6 +161,8 @@ impl ManagerHandle {
             cluster: authority.cluster(),
             wall: wall.clone(),
             started: Instant::now(),
+            listen,
+            succeeds,
         };
         let manager = keeper.load()?;
         let listener =
@@ -175,6 +184,7 @@ impl ManagerHandle {
             connected: 0,
             hosts: 0,
             store_error: None,
+            stood_down: None,
         }));
         let stop = Arc::new(Notify::new());
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
@@ -183,13 +193,25 @@ impl ManagerHandle {
             lifetime,
             clock: wall,
         };
-        let door = Arc::new(Door::new(host, signer.clone(), inputs)?);
+        let standbys = Arc::new(Mutex::new(manager.standbys()));
+        let peers = Peers::new(listen, host, &signer, Arc::clone(&standbys), inputs.clone())?;
+        let members: Members = Arc::new(Mutex::new(manager.vteps().collect()));
+        let door = Arc::new(Door::new(
+            host,
+            signer.clone(),
+            inputs,
+            Arc::clone(&members),
+        )?);
         let stopped = Arc::clone(&stop);
         let serve = move || {
             runtime.block_on(async {
                 tokio::select! {
                     () = stopped.notified() => {}
-                    () = door.open(listener) => {}
+                    () = async {
+                        // Whoever is the cluster's manager meanwhile is heard before any host is.
+                        peers.first_round().await;
+                        tokio::join!(peers.watch(), door.open(listener));
+                    } => {}
                 }
             });
             // Ends every connection; with the last sender of inputs gone, the other thread ends too.
@@ -202,6 +224,9 @@ impl ManagerHandle {
             prober,
             probing: Arc::new(AtomicUsize::new(0)),
             status: Arc::clone(&status),
+            standbys,
+            members,
+            stop: Arc::clone(&stop),
         };
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -251,6 +276,9 @@ impl Drop for ManagerHandle {
     }
 }
 
+/// Underlay addresses of hosts: strangers cannot crowd them out.
+type Members = Arc<Mutex<HashSet<IpAddr>>>;
+
 enum Input {
     Join {
         from: IpAddr,
@@ -265,6 +293,12 @@ enum Input {
         host: HostInfo,
         last_epoch: Epoch,
         outbox: Outbox,
+    },
+    /// Another manager speaks up, and may await an answer.
+    Peer {
+        rank: Rank,
+        at: IpAddr,
+        outbox: Option<Outbox>,
     },
     Message {
         connection: Connection,
@@ -284,6 +318,8 @@ struct Keeper {
     pools: Vec<AddressPool>,
     wall: WallClock,
     started: Instant,
+    listen: SocketAddr,
+    succeeds: Option<Epoch>,
 }
 
 /// Signs certificates.
@@ -315,7 +351,12 @@ impl Keeper {
             unix_at_zero: self.wall.unix().saturating_sub(self.now()),
             pools: self.pools.clone(),
         };
-        Ok(Manager::new(settings, &stored, self.now())?)
+        let mut manager = Manager::new(settings, &stored, self.now())?;
+        manager.listens_at(self.listen);
+        if let Some(seen) = self.succeeds.filter(|_| stored.is_empty()) {
+            manager.succeed(seen, self.now());
+        }
+        Ok(manager)
     }
 
     fn now(&self) -> Duration {
@@ -333,6 +374,10 @@ struct Turns {
     prober: Arc<dyn Prober>,
     probing: Arc<AtomicUsize>,
     status: Arc<Mutex<ManagerStatus>>,
+    /// Where other managers would listen, for who asks them.
+    standbys: Arc<Mutex<Vec<SocketAddr>>>,
+    members: Members,
+    stop: Arc<Notify>,
 }
 
 impl Turns {
@@ -348,6 +393,9 @@ impl Turns {
     }
 
     fn handle(&mut self, input: Input) {
+        if lock(&self.status).stood_down.is_some() {
+            return;
+        }
         let now = self.keeper.now();
         if let Err((_, retry_at)) = &self.manager
             && now >= *retry_at
@@ -411,6 +459,26 @@ impl Turns {
                     message,
                 },
             ) => manager.handle_message(connection, message, now),
+            (Ok(manager), Input::Peer { rank, at, outbox }) => {
+                let (generation, host) = manager.rank();
+                if let Some(outbox) = outbox {
+                    let peer = ToAgent::Peer {
+                        generation,
+                        manager: host,
+                    };
+                    outbox.send(peer.encode());
+                }
+                if rank.1 != host && rank > (generation, host) {
+                    let reason = format!(
+                        "host {} at {at} is the cluster's manager in generation {}, after this one's {generation}",
+                        rank.1, rank.0
+                    );
+                    tracing::warn!(%reason, "stood down; this host's agent goes on with the other manager");
+                    lock(&self.status).stood_down = Some(reason);
+                    self.outboxes.clear();
+                    self.stop.notify_one();
+                }
+            }
             (Ok(manager), Input::Disconnected { connection }) => {
                 manager.handle_disconnected(connection);
                 self.outboxes.remove(&connection);
@@ -423,7 +491,13 @@ impl Turns {
                 let reason = format!("the manager cannot use its store: {cause}");
                 outbox.send(reject(reason, from).encode());
             }
-            (Err(_), Input::Message { .. } | Input::Disconnected { .. } | Input::Tick) => {}
+            (
+                Err(_),
+                Input::Peer { .. }
+                | Input::Message { .. }
+                | Input::Disconnected { .. }
+                | Input::Tick,
+            ) => {}
         }
     }
 
@@ -474,6 +548,14 @@ impl Turns {
                         }
                     }
                 }
+                Output::Authority { connection, call } => {
+                    if let Some(outbox) = self.outboxes.get(&connection) {
+                        let pem = SecretText(self.signer.authority.to_pem());
+                        for part in Manager::reply(call, &Ok(Response::Authority(pem))) {
+                            outbox.send(part.encode());
+                        }
+                    }
+                }
                 Output::Probe {
                     connection,
                     call,
@@ -485,8 +567,13 @@ impl Turns {
                 }
             }
         }
+        let standbys = manager.standbys();
+        *lock(&self.standbys) = standbys;
         let (connected, hosts) = manager.counts();
         let mut status = lock(&self.status);
+        if status.hosts != hosts {
+            *lock(&self.members) = manager.vteps().collect();
+        }
         (status.connected, status.hosts) = (connected, hosts);
         status.store_error = None;
     }

@@ -67,6 +67,17 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
+/// A text that no log may hold: [`fmt::Debug`] hides it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(pub String);
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(…)")
+    }
+}
+
 /// A cluster's join token: `tl1-<digest>-<secret>`, 64 and 32 hexadecimal digits. The digest is the SHA-256 of the certificate of
 /// the cluster's authority; what the host may become, a worker or a manager, only the manager knows.
 ///

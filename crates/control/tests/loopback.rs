@@ -57,6 +57,7 @@ impl Cluster {
             prober: Arc::clone(&self.probes) as Arc<dyn Prober>,
             pools: Vec::new(),
             clock: WallClock::default(),
+            succeeds: None,
         })
     }
 

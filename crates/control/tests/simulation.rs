@@ -420,8 +420,10 @@ impl Sim {
                         self.cut(host);
                     }
                 }
-                manager::Output::Probe { .. } | manager::Output::Sign { .. } => {
-                    panic!("nobody probes or renews here")
+                manager::Output::Probe { .. }
+                | manager::Output::Sign { .. }
+                | manager::Output::Authority { .. } => {
+                    panic!("nobody probes, renews or stands by here")
                 }
             }
         }

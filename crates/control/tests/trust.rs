@@ -73,6 +73,7 @@ impl Cluster {
             prober: Arc::new(NoProbes),
             pools: Vec::new(),
             clock: clock_off_by(&self.manager_clock),
+            succeeds: None,
         })
         .unwrap()
     }
@@ -320,6 +321,82 @@ fn a_removed_host_is_cut_off_at_once_and_for_ever() {
     // With a token the machine is a new host, under its old name.
     let fresh = cluster.join(2, &token).unwrap();
     cluster.connect(2, &fresh).unwrap();
+}
+
+#[test]
+fn a_host_that_stands_by_takes_over_and_the_old_manager_stands_down() {
+    let cluster = Cluster::new(120);
+    let first = cluster.start();
+    let operator = cluster.operator();
+    // A worker may not; a host that joined with the manager's token gets the authority.
+    let listen = SocketAddr::new(cluster.address(2), 4789);
+    let worker = cluster.issue(HostId::random(), Role::Worker);
+    let worker = cluster.connect(3, &worker).unwrap();
+    let refused = worker.request(Request::StandBy {
+        listen: SocketAddr::new(cluster.address(3), 4789),
+    });
+    assert!(
+        matches!(&refused, Err(RequestError::Refused(reason)) if reason.contains("joined as a worker")),
+        "{refused:?}"
+    );
+    let token = cluster.token(&operator, Role::Manager, false, None);
+    let identity = cluster.join(2, &token).unwrap();
+    let second = cluster.connect(2, &identity).unwrap();
+    let elsewhere = second.request(Request::StandBy {
+        listen: cluster.manager,
+    });
+    assert!(elsewhere.is_err(), "{elsewhere:?}");
+    let Ok(Response::Authority(pem)) = second.request(Request::StandBy { listen }) else {
+        panic!("no authority")
+    };
+    let authority = Arc::new(Authority::from_pem(&pem.0).unwrap());
+    assert_eq!(authority.digest(), cluster.authority.digest());
+    assert!(!format!("{pem:?}").contains("PRIVATE"));
+    await_event(&worker, "a host that stands by", |event| match event {
+        Event::Hosts(views) => views
+            .iter()
+            .any(|view| view.control == Some(listen))
+            .then_some(()),
+        _ => None,
+    });
+    assert_eq!(worker.status().managers, [cluster.manager, listen]);
+
+    // The first manager is gone; the second begins above all that it has seen, with nothing.
+    first.shutdown();
+    let promoted = ManagerHandle::start(ManagerConfig {
+        listen,
+        host: identity.certificate().host,
+        store: Box::new(MemoryStore::default()),
+        authority,
+        lifetime: cluster.lifetime,
+        prober: Arc::new(NoProbes),
+        pools: Vec::new(),
+        clock: WallClock::default(),
+        succeeds: Some(second.last_epoch()),
+    })
+    .unwrap();
+    let connected_to = |agent: &AgentHandle, manager: SocketAddr| {
+        let deadline = Instant::now() + PATIENCE;
+        while agent.status().connected_to != Some(manager) {
+            assert!(Instant::now() < deadline, "{:?}", agent.status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    connected_to(&worker, listen);
+
+    // The first one comes back with its store, hears of the other, and is gone again.
+    let returned = cluster.start();
+    let deadline = Instant::now() + PATIENCE;
+    while returned.status().stood_down.is_none() {
+        assert!(Instant::now() < deadline, "two managers");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(promoted.status().stood_down.is_none());
+    connected_to(&second, listen);
+    assert!(
+        std::net::TcpStream::connect(cluster.manager).is_err(),
+        "nobody listens there"
+    );
 }
 
 /// Conformance H12: what somebody without a certificate can say on the control port.

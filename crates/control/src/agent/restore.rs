@@ -132,6 +132,7 @@ mod tests {
             manager: n == 1,
             wanted_port: None,
             port_problem: None,
+            control: None,
         };
         let network: Network = serde_json::from_value(serde_json::json!({
             "id": "n1", "name": "net1", "vni": VNI,

@@ -318,6 +318,7 @@ impl Manager {
             manager: id == self.settings.host,
             wanted_port: self.state.vxlan_port(),
             port_problem: liveness.port_problem.clone(),
+            control: self.control_of(id),
         })
     }
 

@@ -1,10 +1,10 @@
 //! What a manager must not forget, in memory, with every change noted for the store.
 //!
-//! Keys of the store: `meta`, `host/ID`, `certificate/ID`, `revoked/ID`, `token/ROLE`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
+//! Keys of the store: `meta`, `host/ID`, `certificate/ID`, `revoked/ID`, `token/ROLE`, `standby/ID`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
 //! `cursor/VNI/SUBNET`. One counter orders everything: epochs and revisions are drawn from it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -174,6 +174,8 @@ pub(super) struct State {
     certificates: BTreeMap<HostId, String>,
     /// Hosts that were removed, and when, in seconds since 1970.
     revoked: BTreeMap<HostId, u64>,
+    /// Where hosts that stand by as managers would listen.
+    standbys: BTreeMap<HostId, SocketAddr>,
     /// Join tokens.
     tickets: BTreeMap<Role, Ticket>,
     pub(super) names: BTreeMap<String, HostId>,
@@ -203,6 +205,7 @@ impl State {
             hosts: BTreeMap::new(),
             certificates: BTreeMap::new(),
             revoked: BTreeMap::new(),
+            standbys: BTreeMap::new(),
             tickets: BTreeMap::new(),
             names: BTreeMap::new(),
             networks: BTreeMap::new(),
@@ -260,6 +263,12 @@ impl State {
             }
             ("revoked", Some(id)) => {
                 self.revoked.insert(
+                    id.parse().map_err(|_| entry_error(key, "no host id"))?,
+                    parse(key, value)?,
+                );
+            }
+            ("standby", Some(id)) => {
+                self.standbys.insert(
                     id.parse().map_err(|_| entry_error(key, "no host id"))?,
                     parse(key, value)?,
                 );
@@ -403,9 +412,29 @@ impl State {
         if self.certificates.remove(&id).is_some() {
             self.erase(format!("certificate/{id}"));
         }
+        if self.standbys.remove(&id).is_some() {
+            self.erase(format!("standby/{id}"));
+        }
         let since = unix.as_secs();
         self.revoked.insert(id, since);
         self.write(format!("revoked/{id}"), &since);
+    }
+
+    pub(super) fn standbys(&self) -> impl Iterator<Item = (HostId, SocketAddr)> {
+        self.standbys.iter().map(|(id, listen)| (*id, *listen))
+    }
+
+    pub(super) fn standby(&self, id: HostId) -> Option<SocketAddr> {
+        self.standbys.get(&id).copied()
+    }
+
+    /// Whether that is news.
+    pub(super) fn put_standby(&mut self, id: HostId, listen: SocketAddr) -> bool {
+        let news = self.standbys.insert(id, listen) != Some(listen);
+        if news {
+            self.write(format!("standby/{id}"), &listen);
+        }
+        news
     }
 
     pub(super) fn is_revoked(&self, id: HostId) -> bool {

@@ -7,7 +7,9 @@ use prost::Message as _;
 use vtep::{MacAddr, Vni};
 
 use super::rows::{Rows, row_from_wire, row_to_wire};
-use super::{MessageError, OwnedEndpoint, host_id, json, mac, parse, vni, wire};
+use super::{
+    MessageError, OwnedEndpoint, VERSION, generation, host_id, json, mac, parse, vni, wire,
+};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostView};
 use crate::installed::Digest;
@@ -23,6 +25,13 @@ pub enum ToAgent {
         certificate: Vec<u8>,
         /// The certificate of the authority that signed it, in DER.
         ca: Vec<u8>,
+    },
+    /// The answer to [`super::ToManager::Peer`], and the connection's end.
+    Peer {
+        /// The generation that the manager issues epochs in.
+        generation: u16,
+        /// Its host.
+        manager: HostId,
     },
     /// The answer to a hello.
     Welcome {
@@ -124,6 +133,14 @@ impl ToAgent {
                 certificate: certificate.clone(),
                 ca: ca.clone(),
             }),
+            Self::Peer {
+                generation,
+                manager,
+            } => Kind::Peer(wire::Peer {
+                version: VERSION,
+                generation: u32::from(*generation),
+                manager: manager.as_bytes().to_vec(),
+            }),
             Self::Welcome {
                 cluster,
                 manager,
@@ -203,6 +220,10 @@ impl ToAgent {
                 Kind::Joined(joined) => Self::Joined {
                     certificate: joined.certificate,
                     ca: joined.ca,
+                },
+                Kind::Peer(peer) => Self::Peer {
+                    generation: generation(peer.generation)?,
+                    manager: host_id(&peer.manager)?,
                 },
                 Kind::Welcome(welcome) => Self::Welcome {
                     cluster: welcome.cluster,

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use prost::Message as _;
 use vtep::{MacAddr, Vni};
 
-use super::{MessageError, generation, ip, ip_to_wire, json, mac, parse, vni, wire};
+use super::{MessageError, generation, host_id, ip, ip_to_wire, json, mac, parse, vni, wire};
 use crate::epoch::Epoch;
-use crate::host::HostInfo;
+use crate::host::{HostId, HostInfo};
 use crate::installed::Entry;
 use crate::network::{Endpoint, Network};
 use crate::request::{EndpointState, Request};
@@ -25,6 +25,15 @@ pub enum ToManager {
         secret: Secret,
         /// The host's key, to be signed (PKCS #10, DER).
         request: Vec<u8>,
+    },
+    /// All that a manager says to another. Answered by [`super::ToAgent::Peer`].
+    Peer {
+        /// [`VERSION`](super::VERSION).
+        version: u32,
+        /// The generation that it issues epochs in.
+        generation: u16,
+        /// Its host.
+        manager: HostId,
     },
     /// First on every connection that has shown one.
     Hello {
@@ -117,6 +126,15 @@ impl ToManager {
                 secret: secret.as_bytes().to_vec(),
                 request: request.clone(),
             }),
+            Self::Peer {
+                version,
+                generation,
+                manager,
+            } => Kind::Peer(wire::Peer {
+                version: *version,
+                generation: u32::from(*generation),
+                manager: manager.as_bytes().to_vec(),
+            }),
             Self::Hello {
                 version,
                 host,
@@ -195,6 +213,11 @@ impl ToManager {
                         .map(Secret::from_bytes)
                         .map_err(|_| MessageError::Field("secret"))?,
                     request: join.request,
+                },
+                Kind::Peer(peer) => Self::Peer {
+                    version: peer.version,
+                    generation: generation(peer.generation)?,
+                    manager: host_id(&peer.manager)?,
                 },
                 Kind::Hello(hello) => Self::Hello {
                     version: hello.version,

@@ -5,7 +5,7 @@ use prost::{Message, Oneof};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ToManager {
-    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 16")]
+    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17")]
     pub(super) kind: Option<to_manager::Kind>,
 }
 
@@ -32,6 +32,8 @@ pub(super) mod to_manager {
         Confirm(super::Confirm),
         #[prost(message, tag = "16")]
         Join(super::Join),
+        #[prost(message, tag = "17")]
+        Peer(super::Peer),
     }
 }
 
@@ -39,7 +41,7 @@ pub(super) mod to_manager {
 pub(super) struct ToAgent {
     #[prost(
         oneof = "to_agent::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17"
     )]
     pub(super) kind: Option<to_agent::Kind>,
 }
@@ -75,6 +77,8 @@ pub(super) mod to_agent {
         Corrections(super::Corrections),
         #[prost(message, tag = "16")]
         Joined(super::Joined),
+        #[prost(message, tag = "17")]
+        Peer(super::Peer),
     }
 }
 
@@ -109,6 +113,16 @@ impl std::fmt::Debug for Join {
             .field("version", &self.version)
             .finish_non_exhaustive()
     }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Peer {
+    #[prost(uint32, tag = "1")]
+    pub(super) version: u32,
+    #[prost(uint32, tag = "2")]
+    pub(super) generation: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    pub(super) manager: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]

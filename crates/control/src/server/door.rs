@@ -2,7 +2,7 @@
 //!
 //! Everything is TLS ([`crate::tls`]). Who shows a host's certificate may say hello and is that host from then on; who shows none
 //! may ask for one with a token's secret, gets one answer, and is gone. A connection is *pending* until it is known to be a
-//! host's: pending ones are few, of one address and of all, say little, and end after [`HELLO_PATIENCE`].
+//! host's: pending ones are few, of one address and of all strangers, say little, and end after [`HELLO_PATIENCE`].
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,10 +16,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{Input, ManagerError, Signer, TICK, lock};
+use super::{Input, ManagerError, Members, Signer, TICK, lock};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
-use crate::manager::Connection;
+use crate::manager::{Connection, Rank};
 use crate::message::{MessageError, ToManager, VERSION};
 use crate::pki::{Certificate, Identity, Role};
 use crate::tls;
@@ -28,7 +28,7 @@ use crate::transport::{FRAME_MAX, HELLO_MAX, Outbox, read_frame, write_frame};
 
 /// How long a connection may take to show whose it is, and how long an answer to a stranger may take.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
-/// Pending connections, of one address and of all.
+/// Pending connections, of one address and of all; from addresses of hosts that are known, of one address alone.
 const PENDING_MAX: (usize, usize) = (16, 512);
 /// Connections of hosts.
 const CONNECTIONS_MAX: usize = 20_000;
@@ -42,6 +42,7 @@ pub(super) struct Door {
     lock: Mutex<Lock>,
     inputs: mpsc::Sender<Input>,
     pending: Mutex<HashMap<IpAddr, usize>>,
+    members: Members,
     connections: Semaphore,
 }
 
@@ -89,6 +90,7 @@ impl Drop for Pending<'_> {
 enum Greeting {
     Join(Secret, Vec<u8>),
     Hello(Box<(Certificate, HostInfo, Epoch)>),
+    Peer(Rank),
 }
 
 impl Door {
@@ -96,6 +98,7 @@ impl Door {
         host: HostId,
         signer: Signer,
         inputs: mpsc::Sender<Input>,
+        members: Members,
     ) -> Result<Self, ManagerError> {
         Ok(Self {
             host,
@@ -103,6 +106,7 @@ impl Door {
             signer,
             inputs,
             pending: Mutex::new(HashMap::new()),
+            members,
             connections: Semaphore::new(CONNECTIONS_MAX),
         })
     }
@@ -162,6 +166,7 @@ impl Door {
         };
         match greeting {
             Greeting::Join(secret, request) => self.join(stream, from, secret, request).await,
+            Greeting::Peer(rank) => self.compare(stream, from, rank).await,
             Greeting::Hello(hello) => {
                 let Ok(_place) = self.connections.try_acquire() else {
                     return;
@@ -220,6 +225,19 @@ impl Door {
         }
     }
 
+    /// Answers another manager, once.
+    async fn compare(&self, stream: TlsStream<TcpStream>, from: IpAddr, rank: Rank) {
+        let (outbox, closed) = Outbox::new(stream);
+        let input = Input::Peer {
+            rank,
+            at: from,
+            outbox: Some(outbox),
+        };
+        if self.inputs.send(input).await.is_ok() {
+            let _ = timeout(HELLO_PATIENCE, closed.notified()).await;
+        }
+    }
+
     async fn converse<S: AsyncRead + AsyncWrite + Send + 'static>(
         &self,
         stream: S,
@@ -273,7 +291,9 @@ impl Door {
         let mut pending = lock(&self.pending);
         let all: usize = pending.values().sum();
         let own = pending.get(&from).copied().unwrap_or_default();
-        if all >= PENDING_MAX.1 || own >= PENDING_MAX.0 {
+        // However many addresses strangers have, a host that is known comes in.
+        let crowded = all >= PENDING_MAX.1 && !lock(&self.members).contains(&from.to_canonical());
+        if crowded || own >= PENDING_MAX.0 {
             return None;
         }
         pending.insert(from, own + 1);
@@ -302,10 +322,23 @@ fn greeting(frame: &[u8], certificate: Option<Certificate>) -> Result<Greeting, 
     const VERSIONS: &str =
         "another version of the control protocol: run the same release of towline on every host";
     match (ToManager::decode(frame), certificate) {
-        (Ok(ToManager::Hello { version, .. } | ToManager::Join { version, .. }), _)
-            if version != VERSION =>
-        {
-            Err(VERSIONS)
+        (
+            Ok(
+                ToManager::Hello { version, .. }
+                | ToManager::Join { version, .. }
+                | ToManager::Peer { version, .. },
+            ),
+            _,
+        ) if version != VERSION => Err(VERSIONS),
+        (
+            Ok(ToManager::Peer {
+                generation,
+                manager,
+                ..
+            }),
+            Some(certificate),
+        ) if (certificate.role, certificate.host) == (Role::Manager, manager) => {
+            Ok(Greeting::Peer((generation, manager)))
         }
         (
             Ok(ToManager::Join {

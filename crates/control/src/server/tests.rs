@@ -52,6 +52,8 @@ fn turns(store: &Watched) -> Turns {
         pools: Vec::new(),
         wall: clock.clone(),
         started: Instant::now(),
+        listen: ([127, 0, 0, 1], 4789).into(),
+        succeeds: None,
     };
     Turns {
         manager: Ok(keeper.load().unwrap()),
@@ -69,7 +71,11 @@ fn turns(store: &Watched) -> Turns {
             connected: 0,
             hosts: 0,
             store_error: None,
+            stood_down: None,
         })),
+        standbys: Arc::default(),
+        members: Arc::default(),
+        stop: Arc::default(),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Agent, capture, container, fdb, host, installed, join, network, port, status, trust};
+use super::{
+    Agent, capture, container, fdb, host, installed, join, manager, network, port, status, trust,
+};
 use crate::api::{Request, Response};
 
 /// An answer.
@@ -24,6 +26,10 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
         Request::Join(join) => Response::Joined(join::join(agent, &join)?),
         Request::Leave { force } => {
             join::leave(agent, force)?;
+            Response::Done
+        }
+        Request::Promote => {
+            manager::promote(agent)?;
             Response::Done
         }
         Request::Token(wanted) => Response::Token(trust::token(agent, &wanted)?),

@@ -3,8 +3,8 @@
 use anyhow::bail;
 use control::{HostView, Request, Response};
 
-use super::Agent;
 use super::network::unexpected;
+use super::{Agent, manager};
 use crate::api::Host;
 
 /// All hosts, as the manager sees them.
@@ -35,6 +35,7 @@ pub(super) fn remove(agent: &Agent, name: &str, force: bool) -> anyhow::Result<(
 }
 
 fn host(view: HostView, own: control::HostId) -> Host {
+    let role = manager::role_of(&view).to_owned();
     Host {
         id: view.info.id.to_string(),
         this: view.info.id == own,
@@ -47,5 +48,6 @@ fn host(view: HostView, own: control::HostId) -> Host {
         state: if view.up { "up" } else { "down" }.to_owned(),
         last_seen_ms: view.last_seen_ms_ago,
         manager: view.manager,
+        role,
     }
 }

@@ -18,7 +18,7 @@ use super::keys::{self, Keys};
 use super::membership::Parts;
 use super::network::unexpected;
 use super::state::Membership;
-use super::{Agent, container, news, path, trust, underlay};
+use super::{Agent, container, manager, news, path, trust, underlay};
 use crate::api::{Init, Initialized, Join, Joined};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
@@ -55,7 +55,7 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
         pools: wanted.pools.clone(),
     };
     // A store that an aborted `init` may have left would bring back another cluster.
-    remove_store(agent)?;
+    manager::remove_store(agent)?;
     let entered = Parts::start(agent, settled, keys).and_then(|parts| {
         parts
             .control
@@ -64,7 +64,7 @@ pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initiali
         enter(agent, parts)
     });
     if let Err(error) = entered {
-        remove_store(agent)?;
+        manager::remove_store(agent)?;
         return Err(error);
     }
     let token = trust::worker_token(&*agent.member()?)?;
@@ -256,7 +256,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
             running.join(", ")
         );
     }
-    if member.settled.manager && !force {
+    if member.runs_manager() && !force {
         let Response::Hosts(hosts) = member.control.request(Request::Hosts)? else {
             return Err(unexpected());
         };
@@ -273,7 +273,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
         }
     }
     container::remove_all(agent)?;
-    if !member.settled.manager
+    if !member.runs_manager()
         && let Err(error) = member.control.request(Request::Leave)
     {
         if !force {
@@ -297,7 +297,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
     agent.containers.forget_unsent();
     let removed = Gateway::remove(&agent.netns);
     keys::remove(&agent.config)?;
-    remove_store(agent)?;
+    manager::remove_store(agent)?;
     remove_tables(agent)?;
     Ok(removed?)
 }
@@ -308,17 +308,6 @@ fn remove_tables(agent: &Agent) -> anyhow::Result<()> {
     match fs::remove_file(&file) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", file.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The manager's store goes with the manager.
-fn remove_store(agent: &Agent) -> anyhow::Result<()> {
-    let dir = agent.store_dir();
-    match fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
         }
         _ => Ok(()),
     }

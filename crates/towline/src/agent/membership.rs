@@ -3,22 +3,20 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context as _;
 use bridge::{Gateway, Settings};
 use control::{
-    AgentConfig, AgentHandle, CacheConfig, EndpointState, HostInfo, Identity, ManagerConfig,
-    ManagerHandle, Network, RedbStore, Request, WallClock,
+    AgentConfig, AgentHandle, Authority, CacheConfig, EndpointState, HostInfo, Identity,
+    ManagerHandle, Network, Request, WallClock,
 };
 use vtep::Vni;
 use vtep::datapath::{Datapath, UserspaceConfig, UserspaceDatapath};
 use vtep::fdb::Change;
 
-use super::Agent;
 use super::keys::{self, Keys};
-use super::path::DatapathProber;
 use super::port::PortKeeper;
-use super::state::{Membership, make_dir};
+use super::state::Membership;
 use super::tables::{Follower, network_config};
+use super::{Agent, manager};
 
 /// The parts that live and die with this process; they change nothing of the host.
 pub(crate) struct Parts {
@@ -77,29 +75,10 @@ impl Parts {
             link_mtu: settled.link_mtu,
             incarnation,
         };
-        let manager = if settled.manager {
-            make_dir(&agent.store_dir())?;
-            let authority = keys.authority.clone().context(
-                "this host is the manager, but its authority.pem is gone: put it back into the state folder, or begin \
-                 again with 'towline leave --force' and 'towline init --ca' with a copy",
-            )?;
-            Some(ManagerHandle::start(ManagerConfig {
-                listen: settled.control_address(),
-                host: id,
-                store: Box::new(RedbStore::open(&agent.store_dir())?),
-                authority,
-                lifetime: agent.config.cert_expiry,
-                prober: Arc::new(DatapathProber::new(Arc::clone(&datapath))),
-                pools: if settled.pools.is_empty() {
-                    agent.config.pools.clone()
-                } else {
-                    settled.pools.clone()
-                },
-                clock: WallClock::default(),
-            })?)
-        } else {
-            None
-        };
+        let manager = settled
+            .manager
+            .then(|| manager::start(agent, &settled, &keys, &datapath, None))
+            .transpose()?;
         let control = AgentHandle::start(AgentConfig {
             host: host.clone(),
             managers: settled.managers.clone(),
@@ -184,6 +163,45 @@ impl Member {
         keys::save_identity(&agent.config, &identity)?;
         self.lock_keys().identity = identity;
         Ok(())
+    }
+
+    /// Takes the cluster's authority, for the next start too.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(super) fn keep_authority(
+        &self,
+        agent: &Agent,
+        authority: Arc<Authority>,
+    ) -> anyhow::Result<()> {
+        let mut keys = self.lock_keys();
+        keys.authority = Some(authority);
+        keys.save(&agent.config)
+    }
+
+    /// Whether the cluster's manager runs here.
+    pub(super) fn runs_manager(&self) -> bool {
+        self.lock_manager().is_some()
+    }
+
+    /// Why the manager that ran here has ended by itself, if it has.
+    pub(super) fn manager_stood_down(&self) -> Option<String> {
+        let manager = self.lock_manager();
+        manager
+            .as_ref()
+            .and_then(|manager| manager.status().stood_down)
+    }
+
+    /// Puts a manager here or takes it away; the one before is shut down.
+    pub(super) fn set_manager(&self, manager: Option<ManagerHandle>) {
+        let before = std::mem::replace(&mut *self.lock_manager(), manager);
+        if let Some(before) = before {
+            before.shutdown();
+        }
+    }
+
+    fn lock_manager(&self) -> MutexGuard<'_, Option<ManagerHandle>> {
+        self.manager.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_keys(&self) -> MutexGuard<'_, Keys> {

@@ -16,6 +16,7 @@ mod host;
 mod installed;
 mod join;
 mod keys;
+mod manager;
 mod membership;
 mod misdelivery;
 mod network;

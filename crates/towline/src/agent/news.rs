@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::Context as _;
 use control::Event;
 
-use super::{Agent, Member, container, installed, misdelivery, port};
+use super::{Agent, Member, container, installed, manager, misdelivery, port};
 
 /// Starts following; ends when control does.
 ///
@@ -39,9 +39,13 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
             for warning in cluster.warnings {
                 tracing::warn!("{warning}");
             }
+            if let Err(error) = manager::stand_by(agent, member) {
+                tracing::warn!("this host does not stand by as a manager: {error:#}");
+            }
         }
         Event::Disconnected { .. } => {}
         Event::Hosts(views) => {
+            manager::keep_managers(agent, member);
             let own = views.iter().find(|view| view.info.id == member.host.id);
             let wanted = own.and_then(|view| view.wanted_port);
             member.follower.hosts(views);

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::join::NOT_ENCRYPTED;
-use super::{Agent, Member, traffic};
+use super::{Agent, Member, manager, traffic};
 use crate::api::{ClusterStatus, Status};
 
 /// Asks every part; none of them waits for the network.
@@ -51,12 +51,7 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
     };
     ClusterStatus {
         host: member.host.id.to_string(),
-        role: if member.settled.manager {
-            "manager"
-        } else {
-            "member"
-        }
-        .to_owned(),
+        role: manager::role(member).to_owned(),
         vtep: member.settled.vtep,
         port: member.port.current(),
         link_mtu: member.settled.link_mtu,

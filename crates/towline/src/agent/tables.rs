@@ -276,6 +276,7 @@ mod tests {
             manager: n == 1,
             wanted_port: None,
             port_problem: None,
+            control: None,
         }
     }
 

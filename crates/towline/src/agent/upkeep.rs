@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Agent, container, port};
+use super::{Agent, container, manager, port};
 
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -35,6 +35,7 @@ fn watch(agent: &Weak<Agent>) {
         if let Ok(member) = agent.member() {
             port::follow(&agent, &member);
         }
+        manager::look(&agent);
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) enum Request {
         /// Also when it is connected.
         force: bool,
     },
+    /// `towline promote`.
+    Promote,
     /// `towline token`.
     Token(TokenWanted),
     /// `towline ca export`: to this file.
@@ -362,8 +364,10 @@ pub(crate) struct Host {
     pub(crate) state: String,
     /// Milliseconds since the manager last heard from it.
     pub(crate) last_seen_ms: u64,
-    /// Whether it runs a manager.
+    /// Whether it runs the manager.
     pub(crate) manager: bool,
+    /// `manager`, `standby` (it can be promoted) or `member`.
+    pub(crate) role: String,
     /// Whether it is the host asked.
     pub(crate) this: bool,
 }
@@ -468,7 +472,7 @@ pub(crate) struct Status {
 pub(crate) struct ClusterStatus {
     /// This host's id.
     pub(crate) host: String,
-    /// `manager` or `member`.
+    /// `manager`, `standby` or `member`.
     pub(crate) role: String,
     /// Its VTEP address.
     pub(crate) vtep: IpAddr,

@@ -59,7 +59,7 @@ fn ls(json: bool, context: &Context) -> anyhow::Result<()> {
                 std::net::SocketAddr::new(host.vtep, host.port).to_string(),
                 host.link_mtu.to_string(),
                 host.state,
-                if host.manager { "manager" } else { "member" }.to_owned(),
+                host.role,
             ]
         }),
     )

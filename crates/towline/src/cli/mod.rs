@@ -14,6 +14,7 @@ mod leave;
 mod logs;
 mod network;
 mod output;
+mod promote;
 mod ps;
 mod refused;
 mod rm;
@@ -81,6 +82,8 @@ enum Command {
     /// List the cluster's hosts, or remove one that is lost
     #[command(subcommand)]
     Host(host::Command),
+    /// Make this host the manager in the place of one that is lost
+    Promote(promote::Args),
     /// Show what hosts join this cluster with, or change it
     Token(token::Args),
     /// Keep a copy of the cluster's certificate authority
@@ -148,6 +151,7 @@ impl Cli {
             Command::Logs(args) => logs::run(&args, &context),
             Command::Rm(args) => rm::run(args, &context),
             Command::Host(command) => host::run(command, &context),
+            Command::Promote(args) => promote::run(&args, &context),
             Command::Token(args) => token::run(&args, &context),
             Command::Ca(command) => ca::run(command, &context),
             Command::Update(args) => update::run(&args, &context),
