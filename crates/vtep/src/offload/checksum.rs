@@ -26,48 +26,85 @@ pub enum L4 {
     Bad,
 }
 
-/// Looks at a frame's TCP or UDP checksum.
+/// Looks at a frame's TCP or UDP checksum. One that is partial and right at once, as one in 65,535 is, counts as right.
 #[must_use]
 pub fn inspect(frame: &[u8]) -> L4 {
-    let Some(frame) = Frame::parse(frame) else {
+    let Some(field) = Field::find(frame) else {
         return L4::None;
     };
-    let Ok(Some(packet)) = Packet::parse(&frame) else {
-        return L4::None;
-    };
-    if packet.fragment != Fragment::Whole {
-        return L4::None;
-    }
-    let (offset, header_len) = match packet.protocol {
-        protocol::TCP => (16u16, 20),
-        protocol::UDP => (6, 8),
-        _ => return L4::None,
-    };
-    if packet.body.len() < header_len {
-        return L4::None;
-    }
-    let at = usize::from(offset);
-    let field = u16::from_be_bytes([packet.body[at], packet.body[at + 1]]);
-    if packet.protocol == protocol::UDP && field == 0 && packet.source.is_ipv4() {
-        return L4::None;
-    }
-    let pseudo = pseudo_header_sum(
-        packet.source,
-        packet.destination,
-        packet.protocol,
-        packet.body.len(),
-    );
-    let start = frame.payload_offset() + packet.body_offset;
-    // Asked first: one in 65,535 is partial and right at once, and of a super-frame only the first is of use. Completed, it is the same.
-    if fold(pseudo) == field
-        && let Ok(start) = u16::try_from(start)
-    {
-        return L4::Partial { start, offset };
-    }
-    if fold(pseudo + sum(packet.body)) == 0xffff {
+    if fold(field.pseudo + sum(field.body)) == 0xffff {
         L4::Valid
+    } else if field.is_partial() {
+        field.partial()
     } else {
         L4::Bad
+    }
+}
+
+/// Looks at the checksum of a frame that is too large to have crossed a wire: [`inspect`], but what is partial and right at once counts
+/// as partial, which is what a frame that waits to be cut has.
+#[must_use]
+pub fn inspect_super(frame: &[u8]) -> L4 {
+    match Field::find(frame) {
+        Some(field) if field.is_partial() => field.partial(),
+        _ => inspect(frame),
+    }
+}
+
+/// A TCP or UDP checksum, and what it is the sum of.
+struct Field<'a> {
+    pseudo: u64,
+    body: &'a [u8],
+    value: u16,
+    start: u16,
+    offset: u16,
+}
+
+impl<'a> Field<'a> {
+    fn find(frame: &'a [u8]) -> Option<Self> {
+        let frame = Frame::parse(frame)?;
+        let packet = Packet::parse(&frame).ok()??;
+        if packet.fragment != Fragment::Whole {
+            return None;
+        }
+        let (offset, header_len) = match packet.protocol {
+            protocol::TCP => (16, 20),
+            protocol::UDP => (6, 8),
+            _ => return None,
+        };
+        if packet.body.len() < header_len {
+            return None;
+        }
+        let at = usize::from(offset);
+        let value = u16::from_be_bytes([packet.body[at], packet.body[at + 1]]);
+        if packet.protocol == protocol::UDP && value == 0 && packet.source.is_ipv4() {
+            return None;
+        }
+        let pseudo = pseudo_header_sum(
+            packet.source,
+            packet.destination,
+            packet.protocol,
+            packet.body.len(),
+        );
+        let start = u16::try_from(frame.payload_offset() + packet.body_offset).ok()?;
+        Some(Self {
+            pseudo,
+            body: packet.body,
+            value,
+            start,
+            offset,
+        })
+    }
+
+    fn is_partial(&self) -> bool {
+        fold(self.pseudo) == self.value
+    }
+
+    const fn partial(&self) -> L4 {
+        L4::Partial {
+            start: self.start,
+            offset: self.offset,
+        }
     }
 }
 
@@ -197,8 +234,8 @@ mod tests {
     }
 
     #[test]
-    fn partial_is_said_of_what_is_partial_and_right_at_once() {
-        // A super-frame that were only called right would be too large for no reason.
+    fn what_is_partial_and_right_at_once_is_told_by_its_size() {
+        // A super-frame that were called right would be too large for no reason.
         for tcp in [false, true] {
             let mut bytes = frame(false, tcp, &[0, 0]);
             let (start, offset) = make_partial(&mut bytes);
@@ -211,7 +248,8 @@ mod tests {
             let balance = fold(u64::from(!sum) + u64::from(!partial));
             let len = bytes.len();
             bytes[len - 2..].copy_from_slice(&balance.to_be_bytes());
-            assert_eq!(inspect(&bytes), L4::Partial { start, offset });
+            assert_eq!(inspect(&bytes), L4::Valid);
+            assert_eq!(inspect_super(&bytes), L4::Partial { start, offset });
             let mut completed = bytes.clone();
             assert!(complete(&mut completed, start, offset));
             assert_eq!(completed, bytes, "it is right, too");

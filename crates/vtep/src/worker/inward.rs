@@ -177,8 +177,13 @@ enum Handover {
 /// See [`SuperFrame::merged_by_peer`]; also [`DropReason::Oversize`] for what is too large and has no partial checksum: it did not
 /// come from a stack that counts on segmentation.
 fn prepare(frame: &mut [u8], backend: Backend, mtu: u16) -> Result<Handover, DropReason> {
-    let checksum = checksum::inspect(frame);
-    match (checksum, fits(frame, mtu), backend) {
+    let fits = fits(frame, mtu);
+    let checksum = if fits {
+        checksum::inspect(frame)
+    } else {
+        checksum::inspect_super(frame)
+    };
+    match (checksum, fits, backend) {
         (L4::Partial { start, offset }, true, Backend::Offload) => {
             Ok(Handover::Merge(Offload::partial(start, offset)))
         }
