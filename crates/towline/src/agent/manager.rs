@@ -135,6 +135,10 @@ pub(super) fn look(agent: &Agent) {
     if let Err(error) = done {
         tracing::warn!("cannot forget that this host was the manager: {error:#}");
     }
+    // Where the other manager has taken this host in before the line above; else it is told when it does.
+    if let Err(error) = stand_by(agent, &member) {
+        tracing::debug!("this host does not stand by yet: {error:#}");
+    }
 }
 
 /// Keeps for the next start where managers listen.
