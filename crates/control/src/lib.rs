@@ -23,6 +23,7 @@ mod cache;
 mod client;
 mod dial;
 pub mod epoch;
+pub mod events;
 pub mod host;
 pub mod installed;
 mod join;

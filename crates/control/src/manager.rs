@@ -10,6 +10,7 @@
 mod addresses;
 mod endpoints;
 mod hosts;
+mod journal;
 mod networks;
 mod port;
 pub(crate) mod repair;
@@ -30,12 +31,14 @@ use bytes::Bytes;
 use vtep::Vni;
 
 use crate::agent::SILENCE;
+use crate::events::Action;
 use crate::host::HostId;
 use crate::message::{ToAgent, ToManager};
 use crate::pki::{Certificate, Role};
 use crate::request::{Request, Response};
 use crate::store::Write;
 use crate::subnet::AddressPool;
+use journal::Journal;
 use repair::Budget;
 pub(crate) use standby::Rank;
 use state::State;
@@ -149,6 +152,7 @@ pub struct Manager {
     known_at_start: usize,
     held: VecDeque<HeldCall>,
     verifications: Verifications,
+    journal: Journal,
     outputs: VecDeque<Output>,
 }
 
@@ -190,6 +194,7 @@ impl Manager {
         if settings.pools.is_empty() {
             settings.pools.push(AddressPool::standard());
         }
+        let journal = Journal::new(settings.seed);
         let state = State::load(&settings.cluster, stored, now, settings.unix_at_zero + now)?;
         let known_at_start = state.hosts.len();
         let liveness = state
@@ -220,6 +225,7 @@ impl Manager {
             known_at_start,
             held: VecDeque::new(),
             verifications: Verifications::default(),
+            journal,
             outputs: VecDeque::new(),
         })
     }
@@ -309,6 +315,7 @@ impl Manager {
             for id in masked {
                 tracing::warn!(host = %self.host_name(id), "fell silent; masked");
                 self.tell_host(id, now);
+                self.note_host(Action::Down, id);
             }
         }
         if self.unsettled_until.is_some_and(|until| now >= until) {
@@ -323,6 +330,7 @@ impl Manager {
         }
         self.release_held(now);
         self.advance_verifications(now);
+        self.tell_followers(Some(now));
     }
 
     /// Gathers this turn's changes into one message for each network.
@@ -338,6 +346,7 @@ impl Manager {
         }
         // After the turn's rows: what a host is asked about is what it has been told.
         self.send_inspections();
+        self.tell_followers(None);
     }
 
     /// What must be durable before anything is sent.
@@ -446,6 +455,10 @@ impl Manager {
                 self.renew(connection, id, request);
                 return;
             }
+            Request::Events(from) => match self.follow(connection, id, from, now) {
+                Ok(()) => return,
+                Err(refused) => Err(refused),
+            },
             Request::Verify(network) => {
                 match self.verify(connection, id, network.as_deref(), now) {
                     Ok(()) => return,

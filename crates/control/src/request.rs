@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
+use crate::events::{self, Told};
 use crate::host::{HostId, HostView};
 use crate::installed::{Digest, Verified};
 use crate::manager::Lasts;
@@ -97,6 +98,8 @@ pub enum Request {
         /// The key (PKCS #10, DER).
         request: Vec<u8>,
     },
+    /// What happened in the cluster. The answer waits a few seconds for something to tell: [`Response::Events`].
+    Events(events::From),
     /// Compare what hosts' datapaths hold with what they should, in one network or in all. Answer: [`Response::Verified`].
     Verify(Option<String>),
     /// Forget the asking host. Its agent does not connect again. Answer: [`Response::Done`].
@@ -146,6 +149,8 @@ pub enum Response {
     Authority(SecretText),
     /// A certificate, in DER.
     Certificate(Vec<u8>),
+    /// What happened.
+    Events(Told),
     /// What was found, by network and host.
     Verified(Vec<Verified>),
     /// The sizes of announced probes that arrived at the manager, in bytes of IP packet.

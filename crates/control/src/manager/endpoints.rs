@@ -302,5 +302,6 @@ impl Manager {
             };
             self.state.put_row(endpoint.vni, row, now);
         }
+        self.note_endpoint(endpoint, owner, owner_seq, state);
     }
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::agent::{SILENCE, millis};
 use crate::epoch::Epoch;
+use crate::events::Action;
 use crate::host::{HostId, HostInfo, HostView};
 use crate::message::ToAgent;
 use crate::network::{is_valid_name, quote};
@@ -47,6 +48,7 @@ impl Manager {
             self.connections.remove(&old);
             self.outputs.push_back(Output::Close(old));
         }
+        let known = self.state.hosts.contains_key(&id);
         let changed = self.state.hosts.get(&id) != Some(&info);
         let warnings = self.mtu_warnings(info.vtep, info.link_mtu);
         if changed {
@@ -65,6 +67,11 @@ impl Manager {
             .is_some_and(|known| known.up);
         if changed || !was_up {
             self.tell_host(id, now);
+        }
+        if !known {
+            self.note_host(Action::Join, id);
+        } else if !was_up {
+            self.note_host(Action::Up, id);
         }
         let certificate = self.admitted.remove(&connection);
         let role = certificate
@@ -217,6 +224,7 @@ impl Manager {
             liveness.up = true;
             tracing::info!(host = %self.host_name(host), "is back");
             self.tell_host(host, now);
+            self.note_host(Action::Up, host);
         }
     }
 
@@ -257,6 +265,7 @@ impl Manager {
 
     pub(super) fn forget_host(&mut self, id: HostId, now: Duration) {
         self.free_all(id, now);
+        self.note_host(Action::Remove, id);
         self.state.remove_host(id, self.unix);
         self.liveness.remove(&id);
         let to = self.connections.keys().copied().collect();

@@ -11,6 +11,7 @@ use vtep::vxlan::{self, Protection};
 use super::Manager;
 use super::subnets::overlap;
 use crate::allocator;
+use crate::events::Action;
 use crate::host::HostId;
 use crate::network::{Addressing, MacMode, Network, NetworkSpec, is_valid_name, quote};
 use crate::request::{EndpointView, NetworkDetails, Response};
@@ -78,6 +79,7 @@ impl Manager {
             epoch: self.state.draw(),
         };
         self.state.put_network(network.clone());
+        self.note_network(Action::Create, &network);
         self.tell_network(vni);
         Ok(Response::Network(network))
     }
@@ -109,6 +111,7 @@ impl Manager {
             .state
             .remove_network(vni)
             .ok_or("the network is gone")?;
+        self.note_network(Action::Remove, &network);
         self.tell_network_removed(vni);
         Ok(Response::Network(network))
     }

@@ -52,6 +52,7 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
         }
         Request::Update(update) => Response::Hosts(port::update(agent, &update)?),
         Request::Fdb { network } => Response::Fdb(fdb::list(agent, network.as_deref())?),
+        Request::Events(from) => Response::Events(host::events(agent, from)?),
         Request::Verify { network } => Response::Verified(installed::verify(agent, network)?),
         Request::Capture(wanted) => {
             let running = capture::start(agent, &wanted)?;

@@ -1,7 +1,7 @@
 //! The cluster's hosts.
 
 use anyhow::bail;
-use control::{HostView, Request, Response};
+use control::{HostView, Request, Response, events};
 
 use super::network::unexpected;
 use super::{Agent, manager};
@@ -19,6 +19,14 @@ pub(super) fn list(agent: &Agent) -> anyhow::Result<Vec<Host>> {
 /// Hosts as they are shown, on the host `own`.
 pub(super) fn shown(views: Vec<HostView>, own: control::HostId) -> Vec<Host> {
     views.into_iter().map(|view| host(view, own)).collect()
+}
+
+/// What happened in the cluster from there on.
+pub(super) fn events(agent: &Agent, from: events::From) -> anyhow::Result<events::Told> {
+    match agent.member()?.control.request(Request::Events(from))? {
+        Response::Events(told) => Ok(told),
+        _ => Err(unexpected()),
+    }
 }
 
 /// Has the manager forget a host for good.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use control::events;
 use control::installed::Verified;
 use control::{AddressPool, Addressing};
 use ipnet::IpNet;
@@ -66,6 +67,8 @@ pub(crate) enum Request {
         /// Only this network, by name or id.
         network: Option<String>,
     },
+    /// `towline events`: what happened from there on. The answer waits a few seconds for something to tell.
+    Events(events::From),
     /// `towline verify`.
     Verify {
         /// Only this network, by name or id.
@@ -111,6 +114,8 @@ pub(crate) enum Response {
     Hosts(Vec<Host>),
     /// To [`Request::Fdb`].
     Fdb(Vec<FdbEntry>),
+    /// To [`Request::Events`].
+    Events(events::Told),
     /// To [`Request::Verify`].
     Verified(Vec<Verified>),
     /// To [`Request::Capture`]; [`capture::Event`]s follow.

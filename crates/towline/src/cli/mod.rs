@@ -5,6 +5,7 @@ mod agent;
 mod ca;
 mod capture;
 mod completions;
+mod events;
 mod exec;
 mod fdb;
 mod host;
@@ -93,6 +94,8 @@ enum Command {
     Update(update::Args),
     /// Show where frames for each MAC address go
     Fdb(fdb::Args),
+    /// Follow what happens in the cluster
+    Events(events::Args),
     /// Compare every host's tables with the manager's
     Verify(verify::Args),
     /// Show what this host's agent does and sees
@@ -156,6 +159,7 @@ impl Cli {
             Command::Ca(command) => ca::run(command, &context),
             Command::Update(args) => update::run(&args, &context),
             Command::Fdb(args) => fdb::run(args, &context),
+            Command::Events(args) => events::run(args, &context),
             Command::Verify(args) => verify::run(args, &context),
             Command::Status(args) => status::run(&args, &context),
             Command::Capture(args) => capture::run(args, &context),
