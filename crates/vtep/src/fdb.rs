@@ -154,8 +154,11 @@ struct PortEntry {
 /// A VTEP that is a member of some network here.
 #[derive(Clone)]
 struct RemoteEntry {
+    /// Where it receives.
+    at: SocketAddr,
     meter: Arc<Meter>,
     floods: Arc<Budget>,
+    probes: Arc<Budget>,
     /// Networks it is a member of; with none the entry goes.
     networks: usize,
 }
@@ -243,6 +246,18 @@ impl Tables {
     #[must_use]
     pub fn remote_floods(&self, addr: IpAddr) -> Option<&Budget> {
         self.remotes.get(&addr).map(|entry| &*entry.floods)
+    }
+
+    /// What the VTEP with this address may still be answered of its probes; none of one that is no member of any network.
+    #[must_use]
+    pub fn remote_probes(&self, addr: IpAddr) -> Option<&Budget> {
+        self.remotes.get(&addr).map(|entry| &*entry.probes)
+    }
+
+    /// Where the VTEP with this address receives; none of one that is no member of any network here.
+    #[must_use]
+    pub fn remote(&self, addr: IpAddr) -> Option<SocketAddr> {
+        self.remotes.get(&addr).map(|entry| entry.at)
     }
 
     /// All VTEPs that are members of some network, with what came from and went to each, in no order.

@@ -3,11 +3,13 @@
 //! ```text
 //!  0        4                   20     22                       size − IP and UDP headers
 //!  | "TLPB" | nonce, 16 bytes   | size | zeros …                |
+//!  | "TLPA" | nonce, 16 bytes   | size |                          the answer of a member
 //! ```
 //!
-//! The first byte has the I flag clear, so a VTEP that knows no probes drops one. A probe is never answered on the wire:
-//! whoever expects one registers its nonce and learns of it in its own process; all others are counted and dropped.
-//! Knowing the nonce is the proof that a probe is meant.
+//! The first byte has the I flag clear, so a VTEP that knows no probes drops one. Whoever expects a probe registers its nonce and
+//! learns of it in its own process. One that nobody expects is answered when a member sent it, and a stranger's is counted
+//! and dropped. An answer is never longer than the probe, and goes to the member's VXLAN port, where it counts for nothing unless its
+//! nonce is expected there: knowing the nonce is the proof that a probe is meant.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,7 +20,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::vxlan::PROBE_MAGIC;
+use crate::vxlan::{PROBE_ANSWER_MAGIC, PROBE_MAGIC};
 
 /// What names one expected probe.
 pub type Nonce = [u8; 16];
@@ -26,7 +28,7 @@ pub type Nonce = [u8; 16];
 /// Bytes before the padding.
 const HEADER_LEN: usize = 4 + 16 + 2;
 /// Probes of one nonce that wait to be looked at; more are dropped.
-const QUEUE_PROBES: usize = 64;
+const QUEUE_PROBES: usize = 1024;
 
 /// Outer IP and UDP headers, in bytes.
 const fn outer_headers(remote: &SocketAddr) -> usize {
@@ -56,12 +58,26 @@ pub fn payload(to: &SocketAddr, nonce: &Nonce, size: u16) -> io::Result<Vec<u8>>
     Ok(payload)
 }
 
-/// A probe that arrived.
+/// What a member's probe is answered with.
+pub type Answer = [u8; HEADER_LEN];
+
+/// What a payload that begins as a probe is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    /// Somebody here expected it and has been told.
+    Expected,
+    /// A whole probe that nobody here expects: send this to the member it came from.
+    Asks(Answer),
+    /// Damaged, or an answer to nothing.
+    Unexpected,
+}
+
+/// A probe that arrived, or the answer of the host where it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeSeen {
-    /// Who sent it.
+    /// Who sent what came here.
     pub from: SocketAddr,
-    /// Bytes of its IP packet.
+    /// Bytes of the probe's IP packet.
     pub size: u16,
 }
 
@@ -114,30 +130,33 @@ impl ProbeRegistry {
         }
     }
 
-    /// Takes a payload that begins with [`PROBE_MAGIC`]; says whether anybody expects it. A probe whose size is not the one it
-    /// names, or with a nonce nobody expects, counts for nothing.
-    pub fn handle(&self, from: SocketAddr, payload: &[u8]) -> bool {
-        let Some(nonce) = payload
-            .get(4..20)
-            .and_then(|bytes| Nonce::try_from(bytes).ok())
-        else {
-            return false;
+    /// Takes a payload that begins as a probe or as an answer. A probe whose size is not the one it names counts for nothing.
+    pub fn handle(&self, from: SocketAddr, payload: &[u8]) -> Arrived {
+        let Some((header, padding)) = payload.split_first_chunk::<HEADER_LEN>() else {
+            return Arrived::Unexpected;
         };
-        let Some(size) = payload
-            .get(20..HEADER_LEN)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(u16::from_be_bytes)
-        else {
-            return false;
+        let size = u16::from_be_bytes([header[20], header[21]]);
+        let is_answer = header.starts_with(&PROBE_ANSWER_MAGIC);
+        let whole = match is_answer {
+            true => padding.is_empty(),
+            false => payload.len() + outer_headers(&from) == usize::from(size),
         };
-        if payload.len() + outer_headers(&from) != usize::from(size) {
-            return false;
+        if !whole {
+            return Arrived::Unexpected;
         }
+        let mut nonce = Nonce::default();
+        nonce.copy_from_slice(&header[4..20]);
         let expected = self.expected.load();
-        let Some(watch) = expected.get(&nonce) else {
-            return false;
-        };
-        watch.try_send(ProbeSeen { from, size }).is_ok()
+        match expected.get(&nonce) {
+            Some(watch) if watch.try_send(ProbeSeen { from, size }).is_ok() => Arrived::Expected,
+            Some(_) => Arrived::Unexpected,
+            None if is_answer => Arrived::Unexpected,
+            None => {
+                let mut answer = *header;
+                answer[..4].copy_from_slice(&PROBE_ANSWER_MAGIC);
+                Arrived::Asks(answer)
+            }
+        }
     }
 }
 
@@ -154,18 +173,43 @@ mod tests {
             let registry = Arc::new(ProbeRegistry::default());
             let probe = payload(&from, &NONCE, 1500).unwrap();
             assert_eq!(probe.len() + outer_headers(&from), 1500);
-            assert!(!registry.handle(from, &probe));
+            assert!(matches!(registry.handle(from, &probe), Arrived::Asks(_)));
             let watch = registry.expect(NONCE);
             let other = registry.expect([1; 16]);
-            assert!(registry.handle(from, &probe));
+            assert_eq!(registry.handle(from, &probe), Arrived::Expected);
             assert_eq!(
                 watch.recv_timeout(Duration::ZERO),
                 Some(ProbeSeen { from, size: 1500 })
             );
             assert_eq!(other.recv_timeout(Duration::ZERO), None);
             drop(watch);
-            assert!(!registry.handle(from, &probe));
+            assert!(matches!(registry.handle(from, &probe), Arrived::Asks(_)));
         }
+    }
+
+    #[test]
+    fn a_members_answer_is_seen_by_who_asked() {
+        let (here, there) = (
+            Arc::new(ProbeRegistry::default()),
+            Arc::new(ProbeRegistry::default()),
+        );
+        let (asker, other): (SocketAddr, SocketAddr) = (
+            "192.0.2.1:50000".parse().unwrap(),
+            "192.0.2.2:4789".parse().unwrap(),
+        );
+        let watch = here.expect(NONCE);
+        let probe = payload(&other, &NONCE, 1400).unwrap();
+        let Arrived::Asks(answer) = there.handle(asker, &probe) else {
+            panic!("nobody there expects it");
+        };
+        assert_eq!(there.handle(asker, &answer), Arrived::Unexpected);
+        assert_eq!(here.handle(other, &answer[..21]), Arrived::Unexpected);
+        assert_eq!(here.handle(other, &answer), Arrived::Expected);
+        let seen = ProbeSeen {
+            from: other,
+            size: 1400,
+        };
+        assert_eq!(watch.recv_timeout(Duration::ZERO), Some(seen));
     }
 
     #[test]
@@ -175,10 +219,11 @@ mod tests {
         let watch = registry.expect(NONCE);
         let mut probe = payload(&from, &NONCE, 100).unwrap();
         for length in 0..probe.len() {
-            assert!(!registry.handle(from, &probe[..length]), "{length}");
+            let arrived = registry.handle(from, &probe[..length]);
+            assert_eq!(arrived, Arrived::Unexpected, "{length}");
         }
         probe.push(0);
-        assert!(!registry.handle(from, &probe));
+        assert_eq!(registry.handle(from, &probe), Arrived::Unexpected);
         assert_eq!(watch.recv_timeout(Duration::ZERO), None);
     }
 

@@ -47,7 +47,7 @@ drop_reasons! {
     Malformed = "malformed",
     /// The VXLAN I flag is not set.
     NoVniFlag = "no-vni-flag",
-    /// A reachability probe that nobody here expects, or a damaged one.
+    /// A reachability probe of a stranger, a damaged one, one of too many, or an answer to none.
     UnexpectedProbe = "unexpected-probe",
     /// Reserved bits of the VXLAN header are set and `strict_reserved_bits` is on.
     ReservedBits = "reserved-bits",
@@ -93,7 +93,7 @@ drop_reasons! {
     SuperFrame = "super-frame",
     /// Marked by the underlay as having met congestion, on a frame whose packet cannot say so (RFC 6040 §4.2).
     CongestionMark = "congestion-mark",
-    /// The datagram is larger than the link or the path to the remote carries.
+    /// Larger than the link or the path to the remote carries.
     PathTooSmall = "path-too-small",
     /// No room in the underlay socket's send buffer.
     UnderlayFull = "underlay-full",

@@ -20,6 +20,8 @@ pub const HEADER_LEN: usize = 8;
 pub const DEFAULT_PORT: u16 = 4789;
 /// The first bytes of a reachability probe (`probe.rs`): the I flag's bit is clear in the first.
 pub const PROBE_MAGIC: [u8; 4] = *b"TLPB";
+/// The first bytes of what a member answers to a probe; the I flag's bit is clear, too.
+pub const PROBE_ANSWER_MAGIC: [u8; 4] = *b"TLPA";
 
 /// The I flag: the VNI is valid.
 const FLAG_I: u8 = 0x08;
@@ -78,7 +80,7 @@ pub const fn overhead(family: Family, protection: Protection) -> u16 {
 pub enum Class {
     /// The I flag is set.
     Vxlan,
-    /// A reachability probe.
+    /// A reachability probe, or the answer to one.
     Probe,
     /// The I flag is clear; encrypted datagrams will be told here.
     Unknown,
@@ -90,7 +92,7 @@ pub enum Class {
 pub fn classify(payload: &[u8]) -> Class {
     match payload {
         [first, ..] if first & FLAG_I != 0 => Class::Vxlan,
-        _ if payload.starts_with(&PROBE_MAGIC) => Class::Probe,
+        [b'T', b'L', b'P', b'A' | b'B', ..] => Class::Probe,
         _ => Class::Unknown,
     }
 }
@@ -204,6 +206,7 @@ mod tests {
             assert_eq!(class == Class::Vxlan, first & 0x08 != 0, "{first:#x}");
         }
         assert_eq!(classify(&PROBE_MAGIC), Class::Probe);
+        assert_eq!(classify(&PROBE_ANSWER_MAGIC), Class::Probe);
         assert_eq!(classify(&PROBE_MAGIC[..3]), Class::Unknown);
         assert_eq!(classify(&[]), Class::Unknown);
     }

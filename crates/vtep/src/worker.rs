@@ -19,6 +19,7 @@ mod delivery;
 mod inward;
 mod ledger;
 mod outward;
+mod probes;
 mod sends;
 mod thread;
 mod too_big;

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU8;
 use std::slice;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use vtep::arp::Arp;
@@ -686,7 +686,7 @@ fn a_worker_without_ports_or_tables_is_harmless() -> io::Result<()> {
     );
     assert!(!worker.run_once(wire.now()));
     wire.inject(addr, addr, &encapsulated(&udp(1, 2, b"x")));
-    assert!(worker.poll_underlay(std::time::Instant::now())?);
+    assert!(worker.poll_underlay(Instant::now())?);
     let sum = Counters::sum([&worker.counters()]);
     assert_eq!(
         (sum.drops.get(DropReason::UnknownVni), sum.drops.total()),

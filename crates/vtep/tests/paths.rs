@@ -424,3 +424,43 @@ fn a_router_that_lies_changes_nothing() {
     assert_eq!(pair.hosts[0].paths.reports().doubted, 1);
     assert_eq!(pair.hosts[0].paths.take_suspects().len(), 1);
 }
+
+#[test]
+fn members_answer_probes_and_strangers_get_nothing() {
+    let mut pair = Pair::new(Backend::Offload, false);
+    let (member, here) = (
+        SocketAddr::from(([192, 0, 2, 2], 50_000)),
+        SocketAddr::from(([192, 0, 2, 1], 4789)),
+    );
+    let stranger = SocketAddr::from(([192, 0, 2, 9], 50_000));
+    let probe = vtep::probe::payload(&here, &[9; 16], 1400).unwrap();
+    for (from, answers) in [(member, 1), (stranger, 0)] {
+        pair.wire.inject(from, here, &probe);
+        pair.run();
+        let seen = pair.wire.take_seen();
+        let answered: Vec<_> = seen.iter().filter(|seen| seen.to != here).collect();
+        assert_eq!(answered.len(), answers, "{from}");
+        for answer in answered {
+            // To the port that the member receives on, and no longer than what came.
+            assert_eq!(answer.to, SocketAddr::from(([192, 0, 2, 2], 4789)));
+            assert!(answer.payload.len() <= probe.len() && answer.payload.starts_with(b"TLPA"));
+        }
+    }
+    // The member got an answer that it did not ask for; the stranger's probe was dropped here.
+    let others = Counters::sum([&pair.hosts[1].counters]);
+    assert_eq!(others.drops.get(DropReason::UnexpectedProbe), 1);
+    assert_eq!(pair.drops(), [(DropReason::UnexpectedProbe, 1)]);
+    // A storm is answered up to a limit.
+    for _ in 0..3_000 {
+        pair.wire.inject(member, here, &probe);
+    }
+    let now = pair.wire.now();
+    while pair.hosts[0].worker.run_once(now) {}
+    let answered = pair
+        .wire
+        .take_seen()
+        .iter()
+        .filter(|seen| seen.to != here)
+        .count();
+    assert!((199..=200).contains(&answered), "{answered}");
+}

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bridge::Gateway;
@@ -18,7 +18,7 @@ use super::keys::{self, Keys};
 use super::membership::Parts;
 use super::network::unexpected;
 use super::state::Membership;
-use super::{Agent, container, manager, news, path, trust, underlay};
+use super::{Agent, container, manager, news, path, survey, trust, underlay};
 use crate::api::{Init, Initialized, Join, Joined};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
@@ -177,6 +177,7 @@ fn enter(agent: &Arc<Agent>, parts: Parts) -> anyhow::Result<()> {
         return Err(error);
     }
     news::start(agent, &member)?;
+    survey::start(&member)?;
     agent.set_member(Some(member));
     Ok(())
 }
@@ -190,13 +191,14 @@ fn test_path(parts: &Parts, manager: HostId) -> anyhow::Result<u16> {
         view.context("the manager's own host is not in its cluster: start 'towline agent' there")?;
     let at = SocketAddr::new(view.info.vtep, view.info.port);
     let own = SocketAddr::new(parts.settled.vtep, parts.settled.port);
-    path::probe(
-        &parts.control,
-        &parts.datapath,
-        own,
-        at,
-        parts.settled.link_mtu,
-    )
+    let link_mtu = parts.settled.link_mtu;
+    let path_mtu = path::probe(&parts.control, &parts.datapath, own, at, link_mtu)?;
+    let narrow = Some(path_mtu).filter(|&path_mtu| path_mtu < link_mtu);
+    parts
+        .datapath
+        .paths()
+        .measured(at.ip(), narrow, Instant::now());
+    Ok(path_mtu)
 }
 
 /// An address, an address and port, or a name with or without port.

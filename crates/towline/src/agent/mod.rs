@@ -26,6 +26,7 @@ mod port;
 mod server;
 pub(crate) mod state;
 mod status;
+mod survey;
 mod tables;
 mod traffic;
 mod trust;
@@ -189,7 +190,8 @@ impl Agent {
             member.follow(network);
         }
         self.set_member(Some(Arc::clone(&member)));
-        news::start(self, &member)
+        news::start(self, &member)?;
+        survey::start(&member)
     }
 }
 

@@ -39,6 +39,8 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
     warnings.extend(member.port.problem().map(|problem| {
         format!("this host can't receive on the cluster's VXLAN port: {problem}; it goes on with the one it has")
     }));
+    let remotes = traffic::remotes(member);
+    warnings.extend(traffic::narrow_paths(&remotes));
     let gateway = match member.gateway().status() {
         Ok(status) => {
             warnings.extend(status.problems().map(str::to_owned));
@@ -60,7 +62,7 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         drops,
         traffic: numbers(&json(&counters)),
         ports: traffic::ports(agent, member),
-        remotes: traffic::remotes(member),
+        remotes,
         gateway,
         endpoints: agent.state.read(|state| state.endpoints.len()),
         warnings,

@@ -1,9 +1,12 @@
 //! What passed each port and each remote VTEP, in names that people know.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Instant;
 
-use vtep::fdb::PortId;
+use vtep::fdb::{PortId, Tables};
 use vtep::stats::{DropReason, Reading};
+use vtep::vxlan::{Family, Protection, overhead};
 
 use super::{Agent, Member};
 use crate::api::{Passed, PortTraffic, RemoteTraffic};
@@ -53,6 +56,7 @@ pub(super) fn ports(agent: &Agent, member: &Member) -> Vec<PortTraffic> {
 /// The VTEPs that share a network with this host, by address.
 pub(super) fn remotes(member: &Member) -> Vec<RemoteTraffic> {
     let tables = member.datapath.tables();
+    let (paths, now) = (member.datapath.paths(), Instant::now());
     let names = member.follower.host_names();
     let name = |addr| {
         let mut known = names.iter();
@@ -67,6 +71,9 @@ pub(super) fn remotes(member: &Member) -> Vec<RemoteTraffic> {
             RemoteTraffic {
                 remote: addr,
                 host: name(addr),
+                path_mtu: paths
+                    .mtu(addr, now)
+                    .filter(|&mtu| mtu < needed(&tables, addr)),
                 datagrams_in: reading.received,
                 datagram_bytes_in: reading.received_bytes,
                 datagrams_out: reading.sent,
@@ -78,6 +85,33 @@ pub(super) fn remotes(member: &Member) -> Vec<RemoteTraffic> {
         .collect();
     remotes.sort_by_key(|remote| remote.remote);
     remotes
+}
+
+/// The largest IP packet that any network sends to a member, in bytes.
+fn needed(tables: &Tables, addr: IpAddr) -> u16 {
+    let overhead = overhead(Family::of(addr), Protection::Cleartext);
+    let shared = tables.networks().filter(|network| network.is_member(addr));
+    let mtus = shared.map(|network| network.config().mtu.saturating_add(overhead));
+    mtus.max().unwrap_or(0)
+}
+
+/// What the operator should know of paths that carry less than a network needs.
+pub(super) fn narrow_paths(remotes: &[RemoteTraffic]) -> Vec<String> {
+    let narrow = remotes
+        .iter()
+        .filter_map(|remote| Some((remote, remote.path_mtu?)));
+    narrow
+        .map(|(remote, mtu)| {
+            let overhead = overhead(Family::of(remote.remote), Protection::Cleartext);
+            let name = remote.host.as_deref().unwrap_or("an unknown host");
+            format!(
+                "the path to {name} ({}) carries packets of {mtu} bytes, less than a network needs: TCP is cut to fit, all else that is \
+                 too big is answered so; create networks with --mtu {} or less, or mend the path",
+                remote.remote,
+                mtu.saturating_sub(overhead)
+            )
+        })
+        .collect()
 }
 
 /// A reading as a line of `fdb` has it.

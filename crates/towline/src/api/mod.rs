@@ -443,6 +443,8 @@ pub(crate) struct RemoteTraffic {
     pub(crate) remote: IpAddr,
     /// The host's name, when known.
     pub(crate) host: Option<String>,
+    /// The largest IP packet that passes to it, in bytes, when that is less than a network needs.
+    pub(crate) path_mtu: Option<u16>,
     /// Datagrams from it, dropped or not.
     pub(crate) datagrams_in: u64,
     /// Bytes of their payload.

@@ -147,6 +147,7 @@ fn tables(cluster: &ClusterStatus) -> anyhow::Result<()> {
             &[
                 "REMOTE",
                 "HOST",
+                "PATH MTU",
                 "DATAGRAMS IN",
                 "BYTES IN",
                 "DATAGRAMS OUT",
@@ -158,6 +159,9 @@ fn tables(cluster: &ClusterStatus) -> anyhow::Result<()> {
                 [
                     remote.remote.to_string(),
                     remote.host.clone().unwrap_or_else(|| "-".to_owned()),
+                    remote
+                        .path_mtu
+                        .map_or_else(|| "-".to_owned(), |mtu| mtu.to_string()),
                     remote.datagrams_in.to_string(),
                     remote.datagram_bytes_in.to_string(),
                     remote.datagrams_out.to_string(),

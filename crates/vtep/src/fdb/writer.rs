@@ -1,6 +1,6 @@
 //! Applies changes to the tables and publishes them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -99,9 +99,7 @@ impl TableWriter {
                 self.change_network(*vni, |network| {
                     new = network.members.insert(remote.ip(), member).is_none();
                 });
-                if new {
-                    self.add_membership(remote.ip());
-                }
+                self.add_membership(*remote, new);
             }
             Change::RemoveMember { vni, addr } => {
                 let mut gone = false;
@@ -157,16 +155,23 @@ impl TableWriter {
         }
     }
 
-    fn add_membership(&mut self, addr: IpAddr) {
+    /// A VTEP is a member, of one network more when it is `new` there.
+    fn add_membership(&mut self, remote: SocketAddr, new: bool) {
         let workers = self.workers;
-        Arc::make_mut(&mut self.tables.remotes)
-            .entry(addr)
-            .or_insert_with(|| RemoteEntry {
+        let remotes = Arc::make_mut(&mut self.tables.remotes);
+        if new {
+            let entry = remotes.entry(remote.ip()).or_insert_with(|| RemoteEntry {
+                at: remote,
                 meter: Arc::new(Meter::new(workers)),
                 floods: Arc::default(),
+                probes: Arc::default(),
                 networks: 0,
-            })
-            .networks += 1;
+            });
+            entry.networks += 1;
+        }
+        if let Some(entry) = remotes.get_mut(&remote.ip()) {
+            entry.at = remote;
+        }
     }
 
     fn remove_membership(&mut self, addr: IpAddr) {

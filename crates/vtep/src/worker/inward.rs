@@ -8,8 +8,8 @@
 use std::io;
 use std::time::Instant;
 
-use super::Worker;
 use super::delivery::{PortQueue, deliver_all, deliver_cut};
+use super::{Worker, probes};
 use crate::capture::Fate;
 use crate::edge::{Offload, Underlay};
 use crate::engine::{Arrival, Verdict};
@@ -49,8 +49,10 @@ impl<U: Underlay> Worker<U> {
                 let payload = &self.datagrams[index].payload()[range.clone()];
                 let other = match vxlan::classify(payload) {
                     Class::Vxlan => None,
-                    Class::Probe if self.config.probes.handle(from, payload) => Some(Fate::Probe),
-                    Class::Probe => Some(Fate::Drop(DropReason::UnexpectedProbe)),
+                    Class::Probe => {
+                        let (edge, came) = (&mut self.underlay, (from, payload));
+                        Some(probes::take(&self.config, edge, &tables, came, now))
+                    }
                     Class::Unknown => Some(Fate::Drop(DropReason::NoVniFlag)),
                 };
                 if let Some(fate) = other {
