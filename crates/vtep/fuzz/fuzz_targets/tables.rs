@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use vtep::fdb::{Change, NetworkConfig, Port, PortId, TableWriter, Tables};
+use vtep::settings::{Vlan, WireSettings};
 use vtep::{MacAddr, Vni};
 
 /// The remote that datagrams come from.
