@@ -346,6 +346,18 @@ fn the_links_own_refusal_is_told_at_once() {
         assert_eq!(told(&answers[0]).0, u32::from(pair.narrow_mtu()));
         assert_eq!(pair.drops(), [(DropReason::PathTooSmall, 1)]);
     }
+    // A short frame that leaves in one message with a long one is not the long one's concern.
+    let mut pair = Pair::new(Backend::Offload, false);
+    pair.wire.set_faults(Faults {
+        mtu: NARROW,
+        ..Faults::default()
+    });
+    pair.hosts[0]
+        .container
+        .send_with(&udp(false, pair.mtu), Offload::default());
+    let (answers, got) = pair.send(&udp(false, 60), Offload::default());
+    assert_eq!((answers.len(), got), (1, vec![udp(false, 60)]));
+    assert_eq!(told(&answers[0]).0, u32::from(pair.narrow_mtu()));
     // A super-frame is cut again, to what the link takes.
     let mut pair = Pair::new(Backend::Offload, false);
     pair.wire.set_faults(Faults {

@@ -348,7 +348,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Sends each datagram of a message that the kernel did not want to cut. When it finds the first too large as well, so are
-    /// the others, and nothing was wrong with cutting.
+    /// all of its length, and nothing was wrong with cutting; the last may be shorter.
     fn send_singles(
         &self,
         piece: &Datagram<'_>,
@@ -359,16 +359,21 @@ impl<'a> Batch<'a> {
         let mut singles = singles(piece);
         let mut batch = Batch::new(self.socket, self.shared);
         let refused = report.too_big;
-        if let Some(first) = singles.next() {
-            batch.push(first, place, report);
-            batch.flush(report);
+        let Some(first) = singles.next() else {
+            return;
+        };
+        batch.push(first, place, report);
+        batch.flush(report);
+        let too_big = report.too_big > refused;
+        if !too_big {
+            self.shared.segmentation.give_up(piece.to.ip(), error);
         }
-        if report.too_big > refused {
-            return report.refuse(place, singles.count(), Refusal::TooBig);
-        }
-        self.shared.segmentation.give_up(piece.to.ip(), error);
         for single in singles {
-            batch.push(single, place, report);
+            if too_big && single.len() >= first.len() {
+                report.refuse(place, 1, Refusal::TooBig);
+            } else {
+                batch.push(single, place, report);
+            }
         }
         batch.flush(report);
     }

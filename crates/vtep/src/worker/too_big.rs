@@ -13,6 +13,7 @@ use super::sends::{Outgoing, Sends};
 use crate::Vni;
 use crate::edge::{Datagram, Offload, TapFrame, Underlay};
 use crate::engine::{Engine, Verdict};
+use crate::ethernet;
 use crate::fdb::Tables;
 use crate::frame::FrameBuf;
 use crate::offload::segment::{MAX_HEADERS, SuperFrame};
@@ -116,7 +117,10 @@ impl Teller<'_, '_> {
     /// Tells the container of each frame that was too big for a path, as far as the path's limit is known.
     pub(super) fn tell(&mut self, sends: &mut Sends, now: Instant) {
         while let Some(Outgoing { frame, to, .. }) = sends.take_too_big() {
-            let Some(mtu) = inner_mtu(self.paths, to, now) else {
+            let Some(limit) = self.paths.frame_limit(to.ip(), now) else {
+                continue;
+            };
+            let Ok(mtu) = u16::try_from(limit - ethernet::HEADER_LEN) else {
                 continue;
             };
             let (bytes, offload) = (self.frames[frame].frame(), self.frames[frame].offload);
@@ -129,6 +133,10 @@ impl Teller<'_, '_> {
                 let headers = &mut space[..cut.headers_len()];
                 let payload = cut.write_headers(0, headers);
                 quoted = [headers, payload];
+            }
+            // It was refused with a longer one that it shared a message with.
+            if quoted[0].len() + quoted[1].len() <= limit {
+                continue;
             }
             let id = self.origin.id;
             let refused = self.engine.refuse(self.tables, id, bytes, quoted, mtu, now);
@@ -143,10 +151,4 @@ impl Teller<'_, '_> {
             }
         }
     }
-}
-
-/// The largest IP packet of the overlay that the path to `to` takes, in bytes.
-fn inner_mtu(paths: &Paths, to: SocketAddr, now: Instant) -> Option<u16> {
-    let limit = paths.frame_limit(to.ip(), now)?;
-    u16::try_from(limit - crate::ethernet::HEADER_LEN).ok()
 }
