@@ -74,6 +74,7 @@ pub(crate) enum Command {
 
 const CREATE_HELP: &str = "\
 Settings (--opt):
+  mtu=BYTES                as --mtu; Docker's com.docker.network.driver.mtu is the same
   vlan=drop|pass           frames with 802.1Q tags [default: drop, RFC 7348 §6.1]
   flood=true|false         carry broadcast, multicast and unknown destinations to all hosts of the
                            network; if not, ARP and ND are answered and the rest is dropped [default: true]
@@ -235,7 +236,9 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
         .map(|text| prefix("subnet", text))
         .collect::<anyhow::Result<_>>()?;
     let no_flood = args.no_flood.then_some("flood=false");
-    let options = Options::parse(args.opt.iter().map(String::as_str).chain(no_flood))?;
+    let mtu = args.mtu.map(|mtu| format!("mtu={mtu}"));
+    let given = args.opt.iter().map(String::as_str);
+    let options = Options::parse(given.chain(no_flood).chain(mtu.as_deref()))?;
     let request = Request::NetworkCreate(NetworkCreate {
         name: args.name,
         subnets,
@@ -253,7 +256,7 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
         ipv6: args.ipv6,
         addressing: options.addressing,
         vni: args.vni,
-        mtu: args.mtu,
+        mtu: options.mtu,
         settings: options.settings,
         labels: args
             .label

@@ -7,7 +7,7 @@ use control::{Addressing, MacMode};
 use vtep::settings::{SettingError, WireSettings};
 
 /// The keys, for whoever gives another.
-const KEYS: &str = "vlan, flood, dscp, ttl, udp-checksum, mac, address-rest";
+const KEYS: &str = "mtu, vlan, flood, dscp, ttl, udp-checksum, mac, address-rest";
 
 /// The settings of a new network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(super) struct Options {
     pub(super) addressing: Addressing,
     /// Which frames it carries, and what their outer headers say.
     pub(super) settings: WireSettings,
+    /// The MTU of the containers' interfaces, in bytes.
+    pub(super) mtu: Option<u16>,
 }
 
 impl Options {
@@ -45,6 +47,15 @@ impl Options {
                     "epoch" => MacMode::Epoch,
                     "docker" => MacMode::Docker,
                     _ => bail!("invalid option mac={value}: it is 'epoch' or 'docker'"),
+                }
+            }
+            // Docker's own name for it, too.
+            "mtu" | "com.docker.network.driver.mtu" => {
+                let mtu = value.parse().map_err(|_| {
+                    anyhow::anyhow!("invalid option {key}={value}: it is a number of bytes")
+                })?;
+                if self.mtu.replace(mtu).is_some() {
+                    bail!("the MTU was given twice: give it once");
                 }
             }
             "address-rest" => {
@@ -81,7 +92,14 @@ mod tests {
         assert_eq!(options.addressing.rest_seconds, 30);
         let options = parse(&["vlan=pass", "udp-checksum=false"]).expect("settings");
         assert!(!options.settings.udp_checksum && options.settings.flood);
+        let options = parse(&["com.docker.network.driver.mtu=1400"]).expect("Docker's name");
+        assert_eq!(options.mtu, Some(1400));
         for (texts, word) in [
+            (&["mtu=big"][..], "number of bytes"),
+            (
+                &["mtu=1400", "com.docker.network.driver.mtu=1400"],
+                "given twice",
+            ),
             (&["mac"][..], "KEY=VALUE"),
             (&["mac=random"], "'epoch' or 'docker'"),
             (&["mac=docker", "mac=epoch"], "twice"),
