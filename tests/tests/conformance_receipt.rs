@@ -18,6 +18,7 @@ wire_tests!(
     networks_never_meet,
     every_vni_is_told_apart,
     another_port_is_listened_on,
+    the_port_changes_under_traffic,
     any_source_port_is_accepted,
     checksums_over_ipv4,
     checksums_over_ipv6,
@@ -178,6 +179,29 @@ fn another_port_is_listened_on(setup: Setup) {
     datagram.payload = vxlan(VNI, &marked);
     assert_eq!(rig.delivered(&datagram), marked);
     assert_eq!(rig.datapath.counters().datagrams_in, 1);
+}
+
+/// Conformance V6: changed while it runs, there and back; the old port is let go of each time.
+fn the_port_changes_under_traffic(setup: Setup) {
+    let rig = Rig::new(setup, Outer::V4);
+    let frame = Udp::between(&rig.theirs, &rig.ours).build();
+    for (port, other) in [(8472, 4789), (4789, 8472), (20_001, 4789)] {
+        rig.datapath.listen_on(port).unwrap();
+        let before = rig.datapath.counters();
+        let mut datagram = rig.carry(&frame);
+        datagram.to.set_port(other);
+        rig.from_host(&datagram);
+        datagram.to.set_port(port);
+        assert_eq!(rig.delivered(&datagram), frame, "port {port}");
+        let counted = rig.datapath.counters().datagrams_in - before.datagrams_in;
+        assert_eq!(counted, 1, "port {other} was listened on beside {port}");
+        let taken = rig
+            .pair
+            .a
+            .run(|| std::net::UdpSocket::bind((rig.outer.vtep(1), other)))
+            .unwrap();
+        assert!(taken.is_ok(), "port {other} is still held");
+    }
 }
 
 /// Conformance V9.
