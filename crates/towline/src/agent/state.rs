@@ -10,18 +10,23 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use control::{AddressPool, Endpoint, Epoch, HostId, Network};
 use serde::{Deserialize, Serialize};
 use vtep::datapath::Backend;
 use vtep::{MacAddr, Vni};
 
 const FILE: &str = "agent.json";
+/// Rises when a field changes its meaning: an older agent must not take up what a newer one wrote.
+const VERSION: u32 = 1;
 
 /// All that the agent remembers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct State {
+    /// [`VERSION`] of the agent that wrote it.
+    #[serde(default)]
+    pub(crate) version: u32,
     /// This host's id, made once.
     pub(crate) host: HostId,
     /// Goes up by one at each start of the agent.
@@ -138,13 +143,9 @@ impl StateFile {
         make_dir(dir)?;
         let path = dir.join(FILE);
         let mut state = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
-                format!(
-                    "cannot understand {}; put a good copy back or move it away",
-                    path.display()
-                )
-            })?,
+            Ok(bytes) => parse(&bytes, &path)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => State {
+                version: VERSION,
                 host: HostId::random(),
                 incarnation: 0,
                 membership: None,
@@ -157,6 +158,7 @@ impl StateFile {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));
             }
         };
+        state.version = VERSION;
         state.incarnation += 1;
         write(&path, &state)?;
         Ok(Self {
@@ -187,6 +189,30 @@ impl StateFile {
         // The state is replaced in one assignment, so a panic elsewhere cannot leave it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn parse(bytes: &[u8], path: &Path) -> anyhow::Result<State> {
+    /// What every version of the file has.
+    #[derive(Deserialize)]
+    struct Versioned {
+        #[serde(default)]
+        version: u32,
+    }
+    let unknown = || {
+        format!(
+            "cannot understand {}; put a good copy back or move it away",
+            path.display()
+        )
+    };
+    let Versioned { version } = serde_json::from_slice(bytes).with_context(unknown)?;
+    if version > VERSION {
+        bail!(
+            "{} was written by a newer towline (its version is {version}, this one knows up to {VERSION}): \
+             install that one again, or 'towline leave' with it first",
+            path.display()
+        );
+    }
+    serde_json::from_slice(bytes).with_context(unknown)
 }
 
 /// Makes a folder for root's eyes alone, with its parents.
@@ -253,6 +279,23 @@ mod tests {
             fs::read(dir.path().join(FILE)).expect("read"),
             b"{\"host\":"
         );
+    }
+
+    #[test]
+    fn a_newer_agents_file_is_left_alone_and_an_older_ones_taken() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        drop(StateFile::open(dir.path()).expect("open"));
+        let path = dir.path().join(FILE);
+        let text = fs::read_to_string(&path).expect("read");
+        let with = |version: &str| text.replace("\"version\": 1,", version);
+        fs::write(&path, with("")).expect("write");
+        let old = StateFile::open(dir.path()).expect("from before there were versions");
+        assert_eq!(old.read(|state| state.version), VERSION);
+        let newer = with("\"version\": 2, \"new\": 1,");
+        fs::write(&path, &newer).expect("write");
+        let error = format!("{:#}", StateFile::open(dir.path()).expect_err("newer"));
+        assert!(error.contains("newer towline"), "{error}");
+        assert_eq!(fs::read_to_string(&path).expect("read"), newer);
     }
 
     #[test]
