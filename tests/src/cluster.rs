@@ -7,7 +7,9 @@
 //! ```
 
 use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -201,6 +203,61 @@ impl Host {
         let mut agent = self.agent.take().expect("an agent runs");
         agent.kill().expect("our own child can be killed");
         agent.wait().expect("our own child can be awaited");
+    }
+
+    /// The agent's process.
+    ///
+    /// # Panics
+    /// When none runs.
+    #[must_use]
+    pub fn agent_pid(&self) -> u32 {
+        self.agent.as_ref().expect("an agent runs").id()
+    }
+
+    /// Whether the agent has ended by itself, or was killed by somebody else; given a moment to do so.
+    ///
+    /// # Panics
+    /// When none was started.
+    pub fn agent_has_ended(&mut self) -> bool {
+        let agent = self.agent.as_mut().expect("an agent was started");
+        let deadline = std::time::Instant::now() + Duration::from_millis(500);
+        loop {
+            if agent.try_wait().expect("our own child").is_some() {
+                return true;
+            }
+            if std::time::Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Forgets an agent that has ended, so that another can be started.
+    pub fn reap_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// Asks the agent as a command does, without starting one: a request of its API, and the answer or the refusal.
+    ///
+    /// # Errors
+    /// What the agent says no with.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn ask(&self, request: &Value) -> Result<Value, String> {
+        let mut stream = UnixStream::connect(self.socket()).expect("the agent listens");
+        let mut line = serde_json::to_vec(request).expect("JSON");
+        line.push(b'\n');
+        stream.write_all(&line).expect("the agent reads");
+        let mut answer = String::new();
+        BufReader::new(stream)
+            .read_line(&mut answer)
+            .expect("the agent answers");
+        let mut answer: Value = serde_json::from_str(&answer).expect("the agent answers in JSON");
+        match answer.get("error").and_then(Value::as_str) {
+            Some(refusal) => Err(refusal.to_owned()),
+            None => Ok(answer["ok"].take()),
+        }
     }
 
     /// Where the agent listens.
