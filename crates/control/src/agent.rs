@@ -5,6 +5,7 @@
 //! moment. Without a manager everything known stays in force, for ever. After a reconnection each stream resumes after the last
 //! change it has, and every endpoint that this host runs is published again where the manager's view of it differs.
 
+mod block;
 mod restore;
 mod stream;
 
@@ -63,6 +64,8 @@ pub struct Agent {
     /// When the link last came or went.
     link_changed: Option<Duration>,
     last_error: Option<String>,
+    /// Since when every attempt has failed; `None`: none has yet, or a manager answers.
+    failing_since: Option<Duration>,
     /// What the last manager that answered said no with.
     rejected: Option<String>,
     left: bool,
@@ -123,6 +126,7 @@ impl Agent {
             link: Link::Down,
             link_changed: None,
             last_error: None,
+            failing_since: None,
             rejected: None,
             left: false,
             streams: BTreeMap::new(),
@@ -155,6 +159,7 @@ impl Agent {
     pub fn handle_disconnected(&mut self, reason: &str, now: Duration) {
         self.messages.clear();
         self.last_error = Some(reason.to_owned());
+        self.failing_since.get_or_insert(now);
         let was_up = matches!(self.link, Link::Up { .. });
         self.link = Link::Down;
         for stream in self.streams.values_mut() {
@@ -287,6 +292,7 @@ impl Agent {
                     stream.correct(rows, &mut self.outputs);
                 }
             }
+            ToAgent::Lease { vni, block } => self.lease(vni, block),
             // Of one connection, and without a meaning beside it.
             ToAgent::Joined { .. }
             | ToAgent::Peer { .. }
@@ -337,6 +343,10 @@ impl Agent {
             if matches!(self.link, Link::Up { .. }) {
                 self.messages.push_back(stream.subscribe());
             }
+            // Else all blocks are told of once the manager's list is here.
+            if matches!(self.link, Link::Up { owned: None, .. }) {
+                self.messages.push_back(stream.held());
+            }
             self.streams.insert(vni, stream);
         }
     }
@@ -353,6 +363,9 @@ impl Agent {
     pub fn publish(&mut self, endpoint: Endpoint, state: EndpointState) {
         let key = (endpoint.vni, endpoint.epoch);
         self.last_epoch = self.last_epoch.max(endpoint.epoch);
+        if !self.is_up() {
+            self.announce_own(&endpoint, state == EndpointState::Up);
+        }
         self.endpoints.insert(key, (endpoint, state));
         // Before the manager's list is here, the edit's number is not known; that list's arrival publishes everything.
         if matches!(self.link, Link::Up { owned: None, .. }) {
@@ -401,8 +414,11 @@ impl Agent {
     pub fn call(&mut self, id: u64, request: Request, now: Duration) {
         if let Request::Free { vni, epoch } = request {
             // Freed by its owner: not to be published again, and no loss when the news comes round.
-            self.endpoints.remove(&(vni, epoch));
+            let freed = self.endpoints.remove(&(vni, epoch));
             self.owner_seqs.remove(&(vni, epoch));
+            if let Some((endpoint, _)) = freed.filter(|_| !self.is_up()) {
+                self.announce_own(&endpoint, false);
+            }
         }
         let sent = matches!(self.link, Link::Up { .. });
         if sent {
@@ -420,6 +436,16 @@ impl Agent {
                 reply: BytesMut::new(),
             },
         );
+        // Nobody has answered for as long as anybody would wait now.
+        if !sent
+            && self
+                .failing_since
+                .is_some_and(|at| now.saturating_sub(at) >= CONNECT_PATIENCE)
+        {
+            let cause = self.last_error.as_deref().unwrap_or("no connection");
+            let error = self.not_connected(cause, now);
+            self.answer(id, Err(error));
+        }
     }
 
     /// The next message to send.
@@ -507,6 +533,12 @@ impl Agent {
                 .values()
                 .map(|stream| stream.status(now))
                 .collect(),
+            masked: self
+                .hosts
+                .values()
+                .filter(|view| !view.up)
+                .map(|view| view.info.name.clone())
+                .collect(),
         }
     }
 
@@ -522,6 +554,7 @@ impl Agent {
         };
         self.link_changed = Some(now);
         self.last_error = None;
+        self.failing_since = None;
         self.rejected = None;
         self.outputs.push_back(Output::Event(Event::Connected {
             manager: cluster.address,
@@ -612,6 +645,7 @@ impl Agent {
         for key in differing {
             self.send_publish(key);
         }
+        self.tell_blocks();
         let endpoints = endpoints.into_iter().map(|owned| owned.endpoint).collect();
         self.outputs
             .push_back(Output::Event(Event::Owned(Owned { endpoints, names })));
@@ -652,7 +686,9 @@ impl Agent {
 
     fn lose(&mut self, vni: Vni, epoch: Epoch) {
         self.owner_seqs.remove(&(vni, epoch));
-        if self.endpoints.remove(&(vni, epoch)).is_some() {
+        if let Some((endpoint, _)) = self.endpoints.remove(&(vni, epoch)) {
+            // What was announced without a manager, no table takes back.
+            self.announce_own(&endpoint, false);
             self.outputs
                 .push_back(Output::Event(Event::RowLost { vni, epoch }));
         }

@@ -156,7 +156,8 @@ impl Pool {
     /// Among so many candidates one was never used and is kept for nobody: the search is bounded by what is used, not by the
     /// subnet.
     fn tries(&self, subnet: &Subnet, table: &Table) -> u128 {
-        let used = table.len() + subnet.kept() + self.set_aside.len() + 1;
+        // What rests has a row, but where it was leased and came back unused.
+        let used = table.len() + subnet.kept() + self.set_aside.len() + self.resting.len() + 1;
         let (first, last) = subnet.bounds();
         last.saturating_add(1)
             .saturating_sub(first)

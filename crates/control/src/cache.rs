@@ -44,7 +44,8 @@ pub(crate) fn is_kept(message: &ToAgent) -> bool {
         | ToAgent::Hosts { .. }
         | ToAgent::Network(_)
         | ToAgent::Rows(_)
-        | ToAgent::RowLost { .. } => true,
+        | ToAgent::RowLost { .. }
+        | ToAgent::Lease { .. } => true,
         // Whoever hears of a network's end writes the file anew, without it.
         ToAgent::NetworkRemoved { .. }
         | ToAgent::Joined { .. }

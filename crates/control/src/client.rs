@@ -24,6 +24,7 @@ use crate::dial::{dial, explain};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
 use crate::installed::Entry;
+use crate::lease::LeaseError;
 use crate::message::{MessageError, ToAgent};
 use crate::network::Endpoint;
 use crate::pki::{Identity, WallClock};
@@ -264,6 +265,24 @@ impl AgentHandle {
     /// This host receives VXLAN on another UDP port from now on: every later connection says so. [`Request::TellPort`] says so now.
     pub fn set_port(&self, port: u16) {
         self.shared.core().agent.set_port(port);
+    }
+
+    /// Takes an endpoint out of what this host was leased, for a container that starts while no manager answers. `ips`: any
+    /// addresses where it is empty. To be published like one that a manager gave.
+    pub fn take_leased(
+        &self,
+        vni: Vni,
+        container: &str,
+        ips: &[IpAddr],
+    ) -> Result<Endpoint, LeaseError> {
+        let mut core = self.shared.core();
+        let (endpoint, left) = core.agent.take_leased(vni, container, ips)?;
+        if let Some(cache) = &mut core.cache {
+            // Before anybody uses it: a later agent must not take it again.
+            cache.record(&left.encode());
+            cache.flush(false, now());
+        }
+        Ok(endpoint)
     }
 
     /// News, in order. Disconnected once the thread has ended.

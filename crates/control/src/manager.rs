@@ -11,6 +11,7 @@ mod addresses;
 mod endpoints;
 mod hosts;
 mod journal;
+mod leases;
 mod networks;
 mod port;
 pub(crate) mod repair;
@@ -153,6 +154,10 @@ pub struct Manager {
     held: VecDeque<HeldCall>,
     verifications: Verifications,
     journal: Journal,
+    /// When blocks last grew.
+    grown: Duration,
+    /// What was just refused waits for hosts to give addresses back.
+    recalled: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -173,6 +178,8 @@ struct Peer {
     heard: Duration,
     subscriptions: BTreeSet<Vni>,
     repairs: Budget,
+    /// Networks of whose blocks this connection has told.
+    blocks_told: BTreeSet<Vni>,
 }
 
 #[derive(Debug)]
@@ -226,6 +233,8 @@ impl Manager {
             held: VecDeque::new(),
             verifications: Verifications::default(),
             journal,
+            grown: now,
+            recalled: false,
             outputs: VecDeque::new(),
         })
     }
@@ -258,7 +267,9 @@ impl Manager {
                 if let Some(peer) = self.connections.get_mut(&connection) {
                     peer.subscriptions.remove(&vni);
                 }
+                self.end_lease(vni, host, now);
             }
+            ToManager::Lease { vni, held } => self.lease(connection, host, vni, &held, now),
             ToManager::Publish {
                 endpoint,
                 owner_seq,
@@ -277,7 +288,16 @@ impl Manager {
                 entries,
                 last,
             } => self.installed(id, (vni, host), same, entries, last, now),
-            ToManager::Call { id, request } => self.call(connection, host, id, request, now),
+            ToManager::Call { id, request } => {
+                let call = HeldCall {
+                    connection,
+                    host,
+                    id,
+                    request,
+                    asked: now,
+                };
+                self.call(call, now);
+            }
         }
     }
 
@@ -328,6 +348,7 @@ impl Manager {
                 }
             }
         }
+        self.grow(now);
         self.release_held(now);
         self.advance_verifications(now);
         self.tell_followers(Some(now));
@@ -387,31 +408,14 @@ impl Manager {
             .collect()
     }
 
-    fn call(
-        &mut self,
-        connection: Connection,
-        host: HostId,
-        id: u64,
-        request: Request,
-        now: Duration,
-    ) {
-        if hands_out(&request)
+    fn call(&mut self, call: HeldCall, now: Duration) {
+        let (connection, host, id) = (call.connection, call.host, call.id);
+        if hands_out(&call.request)
             && let Some(reason) = self.not_ready(now)
         {
-            if self.held.len() < HELD_MAX {
-                let asked = now;
-                self.held.push_back(HeldCall {
-                    connection,
-                    host,
-                    id,
-                    request,
-                    asked,
-                });
-            } else {
-                self.answer(connection, id, &Err(reason));
-            }
-            return;
+            return self.hold(call, reason, now);
         }
+        let request = call.request.clone();
         let result = match request {
             Request::CreateNetwork {
                 spec,
@@ -427,7 +431,13 @@ impl Manager {
                 container,
                 ips,
                 mac,
-            } => self.allocate(&network, container, &ips, mac, host, now),
+            } => {
+                self.recalled = false;
+                match self.allocate(&network, container, &ips, mac, host, now) {
+                    Err(reason) if self.recalled => return self.hold(call, reason, now),
+                    answer => answer,
+                }
+            }
             Request::Free { vni, epoch } => self.free(vni, epoch, host, now),
             Request::Hosts => Ok(Response::Hosts(self.views(now))),
             Request::SetVxlanPort(port) => self.set_vxlan_port(port, now),
@@ -488,6 +498,15 @@ impl Manager {
         self.answer(connection, id, &result);
     }
 
+    /// Keeps a request until it can be met, or until it has waited for long enough.
+    fn hold(&mut self, call: HeldCall, reason: String, now: Duration) {
+        if self.held.len() < HELD_MAX && now.saturating_sub(call.asked) < HOLD {
+            self.held.push_back(call);
+        } else {
+            self.answer(call.connection, call.id, &Err(reason));
+        }
+    }
+
     fn answer(&mut self, connection: Connection, id: u64, result: &Result<Response, String>) {
         for part in Self::reply(id, result) {
             self.send(connection, part);
@@ -515,20 +534,13 @@ impl Manager {
 
     /// Answers requests that were held back, once it may, or says why not.
     fn release_held(&mut self, now: Duration) {
-        let not_ready = self.not_ready(now);
         for held in std::mem::take(&mut self.held) {
-            let (connection, id) = (held.connection, held.id);
             let gone = self
                 .connections
-                .get(&connection)
+                .get(&held.connection)
                 .is_none_or(|peer| peer.host != held.host);
-            match &not_ready {
-                _ if gone => {}
-                None => self.call(connection, held.host, id, held.request, now),
-                Some(reason) if now.saturating_sub(held.asked) >= HOLD => {
-                    self.answer(connection, id, &Err(reason.clone()));
-                }
-                Some(_) => self.held.push_back(held),
+            if !gone {
+                self.call(held, now);
             }
         }
     }

@@ -224,6 +224,10 @@ mod tests {
                     epoch: Epoch::new(1, 2),
                 },
             },
+            ToManager::Lease {
+                vni,
+                held: vec![Epoch::new(1, 2), Epoch::new(u16::MAX, 3)],
+            },
         ]
     }
 
@@ -283,6 +287,14 @@ mod tests {
                 id: 6,
                 part: Bytes::from_static(b"{}"),
                 last: false,
+            },
+            ToAgent::Lease {
+                vni: Vni::MAX,
+                block: vec![crate::lease::Leased {
+                    epoch: Epoch::new(1, 2),
+                    mac: MacAddr::new([2, 1, 10, 0, 9, 254]),
+                    ips: vec![[10, 0, 9, 254].into()],
+                }],
             },
         ]
     }

@@ -332,6 +332,8 @@ pub struct ControlStatus {
     pub last_error: Option<String>,
     /// Subscribed networks.
     pub subscriptions: Vec<SubscriptionStatus>,
+    /// Hosts that the last manager heard nothing of: hidden from floods, and nothing else.
+    pub masked: Vec<String>,
 }
 
 /// One subscribed network, for `towline status`.
@@ -349,4 +351,6 @@ pub struct SubscriptionStatus {
     pub rows: usize,
     /// Milliseconds since the last news.
     pub age_ms: Option<u64>,
+    /// What is left of this host's block: addresses for endpoints that start while no manager answers.
+    pub leased: Vec<IpAddr>,
 }

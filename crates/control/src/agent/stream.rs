@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vtep::{MacAddr, Vni};
 
+use super::block::Block;
 use super::{Output, millis};
 use crate::epoch::Epoch;
 use crate::host::HostId;
@@ -24,8 +25,10 @@ const ROWS_PER_MESSAGE: usize = 4096;
 /// The table of one network and the place in the manager's order up to which it is complete.
 #[derive(Debug)]
 pub(super) struct Stream {
-    vni: Vni,
+    pub(super) vni: Vni,
     table: Table,
+    /// What this host was leased ahead.
+    pub(super) block: Block,
     network: Option<Network>,
     /// 0: nothing yet.
     generation: u16,
@@ -55,6 +58,7 @@ impl Stream {
         let mut stream = Self {
             vni,
             table: Table::default(),
+            block: Block::default(),
             network: None,
             generation: 0,
             revision: 0,
@@ -72,6 +76,10 @@ impl Stream {
 
     pub(super) fn table(&self) -> &Table {
         &self.table
+    }
+
+    pub(super) fn name(&self) -> Option<&str> {
+        self.network.as_ref().map(|network| network.name.as_str())
     }
 
     /// The message that makes the stream go on from where it is.
@@ -93,6 +101,12 @@ impl Stream {
     /// Adds the messages that make another stream know what this one knows.
     pub(super) fn snapshot(&self, messages: &mut Vec<ToAgent>) {
         messages.extend(self.network.clone().map(ToAgent::Network));
+        if !self.block.0.is_empty() {
+            messages.push(ToAgent::Lease {
+                vni: self.vni,
+                block: self.block.0.clone(),
+            });
+        }
         if self.generation == 0 {
             return;
         }
@@ -134,6 +148,7 @@ impl Stream {
             let mut forgotten = Vec::new();
             self.table.retain(|_| false, &mut forgotten);
             (self.generation, self.revision, self.settled) = (0, 0, false);
+            self.block = Block::default();
             self.receiving = None;
         }
         if self.network.as_ref() != Some(&network) {
@@ -215,11 +230,12 @@ impl Stream {
     pub(super) fn status(&self, now: Duration) -> SubscriptionStatus {
         SubscriptionStatus {
             vni: self.vni,
-            name: self.network.as_ref().map(|network| network.name.clone()),
+            name: self.name().map(str::to_owned),
             generation: self.generation,
             revision: self.revision,
             rows: self.table.len(),
             age_ms: self.news_at.map(|at| millis(now.saturating_sub(at))),
+            leased: self.block.ips(),
         }
     }
 

@@ -46,11 +46,6 @@ impl Manager {
                 ));
             }
             let state = &self.state.networks[&network.vni];
-            if state.is_set_aside(ip) {
-                return Err(format!(
-                    "Address already in use: {ip} is set aside for a host that may lose its manager: choose a lower one"
-                ));
-            }
             if let Some(row) = state
                 .table
                 .row(ip)
@@ -88,7 +83,13 @@ impl Manager {
             .collect();
         let mut full: Vec<Usage> = Vec::new();
         for subnet in &subnets {
-            match self.state.draw_address(network.vni, subnet, now) {
+            let mut drawn = self.state.draw_address(network.vni, subnet, now);
+            if matches!(drawn, Some(Err(usage)) if usage.set_aside > 0)
+                && self.reclaim(network.vni, now)
+            {
+                drawn = self.state.draw_address(network.vni, subnet, now);
+            }
+            match drawn {
                 Some(Ok(ip)) => return Ok(Some(ip)),
                 Some(Err(usage)) => full.push(usage),
                 None => {}
@@ -127,7 +128,7 @@ impl Manager {
         }
         let set_aside = sum(|usage| usage.set_aside);
         if set_aside > 0 {
-            line += &format!(", {set_aside} set aside for hosts");
+            line += &format!(", {set_aside} leased to hosts that do not answer");
         }
         line + "; remove containers, or create a network with a larger subnet"
     }

@@ -79,6 +79,7 @@ impl Manager {
             ));
         }
         let mut taken = self.check_wanted(&network, ips)?;
+        self.clear_leases(&network, &taken, host, now)?;
         if let Some(mac) = mac {
             self.check_mac(&network, mac)?;
         }
@@ -109,6 +110,7 @@ impl Manager {
             endpoint: endpoint.clone(),
             owner: host,
         });
+        self.shrink(vni);
         Ok(Response::Endpoint(endpoint))
     }
 
@@ -180,15 +182,22 @@ impl Manager {
             Some(_) => {}
             None if self.may_adopt(&endpoint, host) => {
                 let (owner, container) = (self.host_name(host), &endpoint.container);
-                tracing::info!(%owner, %container, %epoch, "took back an endpoint that the store had lost");
+                tracing::info!(%owner, %container, %epoch, "took in an endpoint that was started from a block, or that the store had lost");
+                self.unlease(&endpoint);
                 self.put_rows(&endpoint, host, owner_seq, state, now);
-                if !self.state.names.contains_key(&endpoint.container) {
-                    self.state.put_name(&endpoint.container, host);
+                match self.state.names.get(&endpoint.container) {
+                    None => self.state.put_name(&endpoint.container, host),
+                    Some(holder) if *holder != host => {
+                        let holder = self.host_name(*holder);
+                        tracing::warn!(%owner, %holder, %container, "two hosts have a container of this name; the name is the holder's");
+                    }
+                    Some(_) => {}
                 }
                 self.state.put_endpoint(Held {
                     endpoint,
                     owner: host,
                 });
+                self.shrink(vni);
             }
             // A network never heard of may be one that the store lost and nobody has told yet: not a reason to stop anybody.
             None if !self.state.networks.contains_key(&vni)
@@ -201,7 +210,8 @@ impl Manager {
         }
     }
 
-    /// Whether an endpoint that this host runs, and that the store does not know, is from a time that the store lost.
+    /// Whether an endpoint that this host runs, and that is not known here, is one of its block, or from a time that the store
+    /// lost.
     fn may_adopt(&self, endpoint: &Endpoint, host: HostId) -> bool {
         let Some(state) = self.state.networks.get(&endpoint.vni) else {
             return false;
@@ -224,6 +234,7 @@ impl Manager {
                         .any(|subnet| subnet.is_assignable(*ip))
             })
             && self.check_mac(network, endpoint.mac).is_ok()
+            && !self.is_leased_to_another(endpoint, host)
     }
 
     /// Frees all that a host holds: endpoints and names.

@@ -88,6 +88,7 @@ impl Manager {
                 heard: now,
                 subscriptions: BTreeSet::new(),
                 repairs: Budget::new(now),
+                blocks_told: BTreeSet::new(),
             },
         );
         self.welcome(connection, id, warnings, now);
@@ -266,6 +267,7 @@ impl Manager {
     pub(super) fn forget_host(&mut self, id: HostId, now: Duration) {
         self.free_all(id, now);
         self.note_host(Action::Remove, id);
+        self.end_leases(id, now);
         self.state.remove_host(id, self.unix);
         self.liveness.remove(&id);
         let to = self.connections.keys().copied().collect();

@@ -1,7 +1,7 @@
 //! What a manager must not forget, in memory, with every change noted for the store.
 //!
 //! Keys of the store: `meta`, `host/ID`, `certificate/ID`, `revoked/ID`, `token/ROLE`, `standby/ID`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
-//! `cursor/VNI/SUBNET`. One counter orders everything: epochs and revisions are drawn from it.
+//! `cursor/VNI/SUBNET`, `lease/VNI/HOST`. One counter orders everything: epochs and revisions are drawn from it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +15,7 @@ use super::trust::Ticket;
 use crate::allocator::{Pool, Usage};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
+use crate::lease::Leased;
 use crate::network::{Endpoint, Network};
 use crate::pki::Role;
 use crate::request::SubnetUsage;
@@ -22,6 +23,8 @@ use crate::row::{Row, State as RowState};
 use crate::store::Write;
 use crate::subnet::Subnet;
 use crate::table::Table;
+
+use super::leases::Leases;
 
 /// What was loaded makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +79,7 @@ pub(super) struct NetworkState {
     pub(super) network: Network,
     pub(super) table: Table,
     pub(super) endpoints: BTreeMap<Epoch, Held>,
+    pub(super) leases: Leases,
     pool: Pool,
     /// Every row by its last change: what a stream resumes from. Rows are never forgotten, so neither are changes.
     changes: BTreeMap<u64, IpAddr>,
@@ -88,6 +92,7 @@ impl NetworkState {
             network,
             table: Table::default(),
             endpoints: BTreeMap::new(),
+            leases: Leases::default(),
             pool: Pool::default(),
             changes: BTreeMap::new(),
             revisions: HashMap::new(),
@@ -100,11 +105,6 @@ impl NetworkState {
         if !rest.is_zero() {
             self.pool.free(ip, now + rest);
         }
-    }
-
-    /// Whether an address is promised to a host.
-    pub(super) fn is_set_aside(&self, ip: IpAddr) -> bool {
-        self.pool.is_set_aside(ip)
     }
 
     /// How full each subnet is.
@@ -283,7 +283,7 @@ impl State {
             ("name", Some(name)) => drop(self.names.insert(name.to_owned(), parse(key, value)?)),
             ("floor", Some(vni)) => drop(self.floors.insert(parse(key, vni)?, parse(key, value)?)),
             ("network", Some(_)) => {}
-            ("row" | "endpoint" | "cursor", Some(vni)) => {
+            ("row" | "endpoint" | "cursor" | "lease", Some(vni)) => {
                 let network = self.networks.get_mut(&parse::<Vni>(key, vni)?);
                 let network = network.ok_or_else(|| entry_error(key, "its network is missing"))?;
                 match kind {
@@ -297,6 +297,17 @@ impl State {
                     "endpoint" => {
                         let held: Held = parse(key, value)?;
                         network.endpoints.insert(held.endpoint.epoch, held);
+                    }
+                    "lease" => {
+                        let host = rest
+                            .unwrap_or_default()
+                            .parse()
+                            .map_err(|_| entry_error(key, "no host"))?;
+                        let block: Vec<Leased> = parse(key, value)?;
+                        for ip in block.iter().flat_map(|leased| &leased.ips) {
+                            network.pool.keep_aside(*ip);
+                        }
+                        network.leases.blocks.insert(host, block);
                     }
                     _ => {
                         let net = rest
@@ -329,7 +340,8 @@ impl State {
         self.meta_changed = true;
     }
 
-    /// Whether an epoch or a revision of the present generation was issued by a life that this store lost.
+    /// Whether an epoch or a revision of the present generation was issued by a life that this store lost. Where a life begins
+    /// it says itself, to whoever it welcomes before it has issued anything.
     pub(super) fn is_lost(&self, epoch: Epoch) -> bool {
         epoch > self.last
             || self
@@ -500,7 +512,12 @@ impl State {
             .subnets
             .iter()
             .map(|subnet| format!("cursor/{number}/{}", subnet.net));
-        let keys: Vec<String> = rows.chain(endpoints).chain(cursors).collect();
+        let leases = gone
+            .leases
+            .blocks
+            .keys()
+            .map(|host| format!("lease/{number}/{host}"));
+        let keys: Vec<String> = rows.chain(endpoints).chain(cursors).chain(leases).collect();
         for key in keys {
             self.erase(key);
         }
@@ -521,6 +538,80 @@ impl State {
             self.write(format!("cursor/{}/{}", vni.get(), subnet.net), &ip);
         }
         Some(drawn)
+    }
+
+    /// The highest free address of each family of a network, for a block. `None`: a family has none.
+    pub(super) fn draw_top(&mut self, vni: Vni, now: Duration) -> Option<Vec<IpAddr>> {
+        let network = self.networks.get_mut(&vni)?;
+        let (subnets, pool) = (&network.network.subnets, &mut network.pool);
+        let mut ips: Vec<IpAddr> = Vec::new();
+        for v4 in [true, false] {
+            let mut family = subnets
+                .iter()
+                .filter(|subnet| subnet.net.addr().is_ipv4() == v4)
+                .peekable();
+            if family.peek().is_none() {
+                continue;
+            }
+            let top =
+                family.find_map(|subnet| pool.set_aside(subnet, &network.table, 1, now).pop());
+            let Some(top) = top else {
+                ips.iter().for_each(|ip| pool.put_back(*ip));
+                return None;
+            };
+            ips.push(top);
+        }
+        Some(ips)
+    }
+
+    /// Sets a host's block. Addresses that leave it rest: the host may have used them.
+    pub(super) fn put_block(&mut self, vni: Vni, host: HostId, block: Vec<Leased>, now: Duration) {
+        for ip in self.set_block(vni, host, block) {
+            if let Some(network) = self.networks.get_mut(&vni) {
+                network.rest(ip, now);
+            }
+        }
+    }
+
+    /// A host has lost its block; nobody else has waited for longer.
+    pub(super) fn drop_block(&mut self, vni: Vni, host: HostId) {
+        self.set_block(vni, host, Vec::new());
+    }
+
+    /// Sets a host's block; the addresses that left it.
+    pub(super) fn set_block(&mut self, vni: Vni, host: HostId, block: Vec<Leased>) -> Vec<IpAddr> {
+        let Some(network) = self.networks.get_mut(&vni) else {
+            return Vec::new();
+        };
+        let before = network.leases.blocks.remove(&host).unwrap_or_default();
+        if before == block {
+            if !block.is_empty() {
+                network.leases.blocks.insert(host, block);
+            }
+            return Vec::new();
+        }
+        let ips = |block: &[Leased]| -> Vec<IpAddr> {
+            let ips = block.iter().flat_map(|leased| leased.ips.iter().copied());
+            ips.collect()
+        };
+        let (before, after) = (ips(&before), ips(&block));
+        for ip in &before {
+            network.pool.put_back(*ip);
+        }
+        for ip in &after {
+            network.pool.keep_aside(*ip);
+        }
+        let key = format!("lease/{}/{host}", vni.get());
+        if block.is_empty() {
+            self.erase(key);
+        } else {
+            network.leases.blocks.insert(host, block.clone());
+            self.write(key, &block);
+        }
+        before
+            .into_iter()
+            .filter(|ip| !after.contains(ip))
+            .collect()
     }
 
     /// Puts a row in its network's table under a new revision.

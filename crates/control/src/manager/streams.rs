@@ -22,6 +22,8 @@ impl Manager {
             return;
         }
         peer.subscriptions.insert(vni);
+        // One host more shares what may be leased.
+        self.shrink(vni);
         if let Some(lost) = network.filter(|network| network.vni == vni)
             && !self.state.networks.contains_key(&vni)
             && self.may_adopt_network(&lost)

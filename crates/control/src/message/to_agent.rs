@@ -13,6 +13,7 @@ use super::{
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostView};
 use crate::installed::Digest;
+use crate::lease::Leased;
 use crate::network::Network;
 use crate::row::Row;
 
@@ -121,6 +122,13 @@ pub enum ToAgent {
         /// No part follows.
         last: bool,
     },
+    /// What the agent's host may use of a network while no manager answers, and nothing else.
+    Lease {
+        /// The network.
+        vni: Vni,
+        /// The block.
+        block: Vec<Leased>,
+    },
 }
 
 impl ToAgent {
@@ -204,6 +212,10 @@ impl ToAgent {
                 id: *id,
                 part: part.clone(),
                 last: *last,
+            }),
+            Self::Lease { vni, block } => Kind::Lease(wire::Block {
+                vni: vni.get(),
+                leased: block.iter().map(json).collect(),
             }),
         };
         wire::ToAgent { kind: Some(kind) }.encode_to_vec().into()
@@ -291,6 +303,14 @@ impl ToAgent {
                     id: reply.id,
                     part: reply.part,
                     last: reply.last,
+                },
+                Kind::Lease(lease) => Self::Lease {
+                    vni: vni(lease.vni)?,
+                    block: lease
+                        .leased
+                        .iter()
+                        .map(|leased| parse("lease", leased))
+                        .collect::<Result<_, _>>()?,
                 },
             },
         )

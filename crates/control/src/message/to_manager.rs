@@ -109,6 +109,13 @@ pub enum ToManager {
         /// The question.
         request: Request,
     },
+    /// Of this network's block, the sender has these addresses still, unused; what else it used is published.
+    Lease {
+        /// The network.
+        vni: Vni,
+        /// Their epochs, in the order in which they were granted.
+        held: Vec<Epoch>,
+    },
 }
 
 impl ToManager {
@@ -193,6 +200,10 @@ impl ToManager {
                 id: *id,
                 request: json(request),
             }),
+            Self::Lease { vni, held } => Kind::Lease(wire::Held {
+                vni: vni.get(),
+                epochs: held.iter().map(|epoch| epoch.get()).collect(),
+            }),
         };
         wire::ToManager { kind: Some(kind) }.encode_to_vec().into()
     }
@@ -270,6 +281,10 @@ impl ToManager {
                 Kind::Call(call) => Self::Call {
                     id: call.id,
                     request: parse("request", &call.request)?,
+                },
+                Kind::Lease(lease) => Self::Lease {
+                    vni: vni(lease.vni)?,
+                    held: lease.epochs.into_iter().map(Epoch::from_bits).collect(),
                 },
             },
         )

@@ -5,7 +5,10 @@ use prost::{Message, Oneof};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ToManager {
-    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17")]
+    #[prost(
+        oneof = "to_manager::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 40"
+    )]
     pub(super) kind: Option<to_manager::Kind>,
 }
 
@@ -34,6 +37,8 @@ pub(super) mod to_manager {
         Join(super::Join),
         #[prost(message, tag = "17")]
         Peer(super::Peer),
+        #[prost(message, tag = "40")]
+        Lease(super::Held),
     }
 }
 
@@ -41,7 +46,7 @@ pub(super) mod to_manager {
 pub(super) struct ToAgent {
     #[prost(
         oneof = "to_agent::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 40"
     )]
     pub(super) kind: Option<to_agent::Kind>,
 }
@@ -79,6 +84,8 @@ pub(super) mod to_agent {
         Joined(super::Joined),
         #[prost(message, tag = "17")]
         Peer(super::Peer),
+        #[prost(message, tag = "40")]
+        Lease(super::Block),
     }
 }
 
@@ -181,6 +188,22 @@ pub(crate) struct Welcome {
     pub(super) warnings: Vec<String>,
     #[prost(fixed64, tag = "5")]
     pub(super) last_epoch: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Held {
+    #[prost(uint32, tag = "1")]
+    pub(super) vni: u32,
+    #[prost(fixed64, repeated, tag = "2")]
+    pub(super) epochs: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Block {
+    #[prost(uint32, tag = "1")]
+    pub(super) vni: u32,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub(super) leased: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]

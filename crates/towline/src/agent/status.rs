@@ -31,8 +31,18 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
     let control = member.control.status();
     let mut warnings = vec![NOT_ENCRYPTED.to_owned()];
     if control.connected_to.is_none() {
+        let left: usize = control
+            .subscriptions
+            .iter()
+            .map(|known| known.leased.len())
+            .sum();
+        let block = if left == 0 {
+            "and none can be started on a network".to_owned()
+        } else {
+            format!("and new ones start from {left} leased addresses")
+        };
         warnings.push(format!(
-            "no manager answers ({}): containers go on, but none can be started",
+            "no manager answers ({}): containers go on, {block}",
             control.last_error.as_deref().unwrap_or("not tried yet")
         ));
     }
@@ -41,6 +51,12 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
     }));
     let remotes = traffic::remotes(member);
     warnings.extend(traffic::narrow_paths(&remotes));
+    if !control.masked.is_empty() {
+        warnings.push(format!(
+            "masked, because the manager heard nothing of them: {}; no floods go there, all else does",
+            control.masked.join(", ")
+        ));
+    }
     let gateway = match member.gateway().status() {
         Ok(status) => {
             warnings.extend(status.problems().map(str::to_owned));

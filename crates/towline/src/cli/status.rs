@@ -99,6 +99,7 @@ fn tables(cluster: &ClusterStatus) -> anyhow::Result<()> {
                 "GENERATION",
                 "REVISION",
                 "LAST NEWS",
+                "LEASED AHEAD",
             ],
             subscriptions.iter().map(|network| {
                 [
@@ -110,6 +111,7 @@ fn tables(cluster: &ClusterStatus) -> anyhow::Result<()> {
                     network["age_ms"]
                         .as_u64()
                         .map_or_else(|| "-".to_owned(), |ms| format!("{} ago", age(Some(ms)))),
+                    network["leased"].as_array().map_or(0, Vec::len).to_string(),
                 ]
             }),
         )?;

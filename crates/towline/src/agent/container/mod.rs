@@ -16,6 +16,7 @@ mod list;
 mod name;
 mod prepare;
 mod reconcile;
+mod source;
 mod watch;
 
 use std::collections::{HashMap, HashSet};

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bridge::Attachment;
-use control::{EndpointState, Network, NetworkDetails};
+use control::{Endpoint, EndpointState, Network};
 use ipnet::IpNet;
 use netns::{Netlink, Netns, Route, sysctl};
 use vtep::datapath::PortSpec;
 use vtep::fdb::PortId;
 
+use super::source::Source;
 use super::{Agent, clear, held, host_interface, name};
 use crate::agent::Member;
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
@@ -118,8 +119,9 @@ fn prepare_named(
         .create()
         .and_then(|()| folder.write_spec(&spec))
         .with_context(unwritable)?;
-    let made = claim(member, &spec.name)
-        .and_then(|()| make(agent, member, &folder, &mut spec, request).map_err(Refusal::Other));
+    let made = claim(member, &spec.name).and_then(|source| {
+        make(agent, member, &folder, &mut spec, request, source).map_err(Refusal::Other)
+    });
     match made {
         Ok(warnings) => {
             held(&agent.containers.served).insert(spec.name.clone());
@@ -161,12 +163,14 @@ fn check_free(folder: &Folder, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn claim(member: &Member, name: &str) -> Result<(), Refusal> {
+fn claim(member: &Member, name: &str) -> Result<Source, Refusal> {
     match member
         .control
         .request(control::Request::ClaimName(name.to_owned()))
     {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(Source::Manager),
+        // It is claimed once a manager answers; who holds it then keeps it.
+        Err(control::RequestError::NotConnected { .. }) => Ok(Source::Block),
         Err(error @ control::RequestError::Refused(_)) => Err(Refusal::Name(error.into())),
         // It may have been claimed all the same.
         Err(error) => Err(Refusal::Other(error.into())),
@@ -180,13 +184,14 @@ fn make(
     folder: &Folder,
     spec: &mut Spec,
     request: &Prepare,
+    source: Source,
 ) -> anyhow::Result<Vec<String>> {
     let mut warnings = Vec::new();
     // The tables fill while the rest is made.
     let networks: Vec<Network> = request
         .networks
         .iter()
-        .map(|name| find_network(agent, member, name))
+        .map(|name| source.network(agent, member, name))
         .collect::<anyhow::Result<_>>()?;
     let mut records = Vec::new();
     for (index, network) in networks.iter().enumerate() {
@@ -197,8 +202,10 @@ fn make(
             Vec::new()
         };
         let mac = if first { request.mac } else { None };
-        records.push(allocate(agent, member, spec, network, index, ips, mac)?);
+        let endpoint = source.endpoint(member, spec, network, ips, mac)?;
+        records.push(record(agent, endpoint, network, index)?);
     }
+    warnings.extend(source.warning(member, &records));
 
     let netns = Netns::create(&spec.name)?;
     spec.netns = Some(netns.id());
@@ -236,46 +243,22 @@ fn make(
     Ok(warnings)
 }
 
-/// The network of this name or id, followed from now on.
-fn find_network(agent: &Agent, member: &Member, name: &str) -> anyhow::Result<Network> {
-    let request = control::Request::Network(name.to_owned());
-    let control::Response::Details(NetworkDetails { network, .. }) =
-        member.control.request(request)?
-    else {
-        bail!("the manager answered something else than was asked: is it of another version?");
-    };
-    member.enter_network(agent, &network)?;
-    Ok(network)
-}
-
-/// Gets addresses from the manager and writes them down.
-fn allocate(
+/// Writes down what a container has in a network.
+fn record(
     agent: &Agent,
-    member: &Member,
-    spec: &Spec,
+    endpoint: Endpoint,
     network: &Network,
     index: usize,
-    ips: Vec<IpAddr>,
-    mac: Option<vtep::MacAddr>,
 ) -> anyhow::Result<EndpointRecord> {
-    let request = control::Request::Allocate {
-        network: network.name.clone(),
-        container: spec.name.clone(),
-        ips,
-        mac,
-    };
-    let control::Response::Endpoint(endpoint) = member.control.request(request)? else {
-        bail!("the manager answered something else than was asked: is it of another version?");
-    };
     agent.state.update(|state| {
         let port = state.next_port;
         state.next_port = port.wrapping_add(1);
         let record = EndpointRecord {
-            container: spec.name.clone(),
+            container: endpoint.container,
             port,
             vni: endpoint.vni,
             mac: endpoint.mac,
-            ips: endpoint.ips.clone(),
+            ips: endpoint.ips,
             epoch: endpoint.epoch,
             ifname: format!("eth{index}"),
             mtu: network.mtu,
@@ -382,7 +365,7 @@ fn wait_for_table(member: &Member, network: &Network) -> bool {
         if status
             .subscriptions
             .iter()
-            .any(|known| known.vni == network.vni && known.age_ms.is_some())
+            .any(|known| known.vni == network.vni && known.generation != 0)
         {
             return true;
         }

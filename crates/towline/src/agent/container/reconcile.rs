@@ -201,6 +201,11 @@ pub(crate) fn owned(agent: &Arc<Agent>, owned: &Owned) {
                 clear::tell(&agent, control::Request::Free { vni, epoch });
             }
         }
+        for name in agent.containers.folders().unwrap_or_default() {
+            if !owned.names.contains(&name) {
+                claim_late(&agent, &name);
+            }
+        }
         for name in owned.names {
             // One that can't be read is somebody's.
             let unknown = agent
@@ -212,6 +217,26 @@ pub(crate) fn owned(agent: &Arc<Agent>, owned: &Owned) {
             }
         }
     });
+}
+
+/// A container that was started while no manager answered gets its name, unless another host has one of that name: then
+/// both run on, and a person decides.
+fn claim_late(agent: &Agent, name: &str) {
+    let lock = agent.containers.lock(name);
+    let _held = held(&lock);
+    let known = agent
+        .containers
+        .folder(name)
+        .is_ok_and(|folder| matches!(folder.spec(), Ok(Some(_))));
+    let Some(member) = agent.member().ok().filter(|_| known) else {
+        return;
+    };
+    let claimed = member
+        .control
+        .request(control::Request::ClaimName(name.to_owned()));
+    if let Err(error) = claimed {
+        tracing::warn!("container {name} runs on without its name: {error}");
+    }
 }
 
 /// An address was given to another host while this one was counted as lost: its interface goes. Returns at once.
