@@ -16,7 +16,12 @@ static TABLES: LazyLock<std::sync::Arc<vtep::fdb::Tables>> = LazyLock::new(table
 
 fuzz_target!(|payload: &[u8]| {
     let engine = Engine::new(Settings::default());
-    let arrival = engine.handle_datagram(&TABLES, tables::remote(), payload, std::time::Instant::now());
+    let arrival = engine.handle_datagram(
+        &TABLES,
+        tables::remote(),
+        payload,
+        std::time::Instant::now(),
+    );
     match arrival.verdict {
         Verdict::Drop(_) => return,
         Verdict::Deliver { .. } | Verdict::Flood { remotes: [], .. } => {}
