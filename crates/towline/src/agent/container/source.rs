@@ -45,11 +45,21 @@ impl Source {
             }
             Self::Block => match network::known(agent, name) {
                 Ok(network) => Ok(network),
-                Err(_) => bail!(
-                    "no manager answers, and no container of this host is on a network {}: \
-                     try again when a manager answers ('towline status')",
-                    control::quote(name)
-                ),
+                Err(_) => {
+                    let tried: Vec<String> = member
+                        .control
+                        .status()
+                        .managers
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect();
+                    bail!(
+                        "no manager answers (tried {}), and no container of this host is on a network {}: \
+                         check that its agent runs, then try again",
+                        tried.join(", "),
+                        control::quote(name)
+                    )
+                }
             },
         }
     }
