@@ -77,7 +77,7 @@ fn encapsulate((fixture, mut engine, now): (Fixture, Engine, Instant)) -> (Fixtu
     (fixture, engine)
 }
 
-#[library_benchmark(setup = with_engine, config = at_most(610))]
+#[library_benchmark(setup = with_engine, config = at_most(670))]
 #[bench::macs_1k(1_000)]
 fn decapsulate((fixture, engine, now): (Fixture, Engine, Instant)) -> (Fixture, Engine) {
     let tables = fixture.tables.load_full();
