@@ -309,7 +309,8 @@ fn what_a_command_leaves_behind_is_killed() {
     let host = &cluster.hosts[0];
     let name = cluster.container("c");
     // A daemon in a session of its own, and one that has left the namespace too.
-    let text = "setsid sleep 86341 & setsid unshare -n sleep 86342 & sleep 0.2; echo done";
+    let text = "setsid sleep 86341 & setsid unshare -n sleep 86342 & \
+                until [ -e /sys/class/net/probe ]; do sleep 0.05; done; echo done";
     let mut client = spawn(
         host,
         script(
@@ -318,7 +319,10 @@ fn what_a_command_leaves_behind_is_killed() {
             text,
         ),
     );
-    wait_until("the namespace is there", LIMIT, || Netns::exists(&name));
+    // Its name is there a moment before it is.
+    wait_until("the namespace is there", LIMIT, || {
+        Netns::open(&name).is_ok()
+    });
     // Gone with the namespace, and not only with its name.
     let switch = Netlink::open(&cluster.switch).unwrap();
     switch
