@@ -16,6 +16,10 @@ use crate::tls;
 /// How long one manager is given to take a connection, and as long again for the handshake.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Bytes of a TCP segment: fit for the least IPv6 MTU (RFC 8200 §5), less the headers of IP and TCP. A path may drop larger
+/// packets in silence, and then the first long message would end the connection.
+const SEGMENT_MAX: u32 = 1280 - 40 - 20;
+
 /// An encrypted connection from `bind` to a manager, or why there is none, naming the manager.
 pub(crate) async fn dial(
     bind: IpAddr,
@@ -41,6 +45,8 @@ async fn tcp(bind: IpAddr, manager: SocketAddr) -> io::Result<TcpStream> {
     } else {
         TcpSocket::new_v6()?
     };
+    // Both ways: what is announced limits the manager's segments too.
+    socket2::SockRef::from(&socket).set_tcp_mss(SEGMENT_MAX)?;
     socket.bind(SocketAddr::new(bind, 0))?;
     let stream = socket.connect(manager).await?;
     stream.set_nodelay(true)?;
