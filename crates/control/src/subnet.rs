@@ -310,7 +310,7 @@ fn address(net: IpNet, number: u128) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn nets(text: &str) -> Vec<IpNet> {
+    pub(super) fn nets(text: &str) -> Vec<IpNet> {
         text.split_whitespace()
             .map(|net| net.parse().unwrap())
             .collect()

@@ -145,7 +145,7 @@ impl ServerCertVerifier for ManagerVerifier {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+        not_spoken()
     }
 
     fn verify_tls13_signature(
@@ -160,6 +160,11 @@ impl ServerCertVerifier for ManagerVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+/// The answer to TLS 1.2, which no configuration here offers.
+fn not_spoken() -> Result<HandshakeSignatureValid, Error> {
+    Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
 }
 
 /// Lets hosts of one authority through, whatever their dates, and who shows nothing.
@@ -192,7 +197,7 @@ impl ClientCertVerifier for HostVerifier {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+        not_spoken()
     }
 
     fn verify_tls13_signature(

@@ -2,15 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod common;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use control::{
     AgentConfig, AgentHandle, Authority, Endpoint, EndpointState, Event, HostId, HostInfo,
     ManagerConfig, ManagerError, ManagerHandle, MemberState, MemoryStore, NetworkSpec, Prober,
     RedbStore, Request, RequestError, Response, Role, Store, TableChange, WallClock, pki,
 };
+
+use common::await_event;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -129,27 +133,13 @@ fn allocate(agent: &AgentHandle, container: &str) -> Endpoint {
     }
 }
 
-/// Takes events until one fits.
-fn await_event<T>(agent: &AgentHandle, what: &str, mut fits: impl FnMut(Event) -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let event = agent
-            .events()
-            .recv_deadline(deadline)
-            .unwrap_or_else(|_| panic!("no {what}"));
-        if let Some(found) = fits(event) {
-            return found;
-        }
-    }
-}
-
 /// Takes events until an address has, or has no, MAC address.
 fn await_neighbor(agent: &AgentHandle, endpoint: &Endpoint, there: bool) {
     let wanted = TableChange::Neighbor {
         ip: endpoint.ips[0],
         mac: there.then_some(endpoint.mac),
     };
-    await_event(agent, "neighbour", |event| match event {
+    await_event(agent, PATIENCE, "neighbour", |event| match event {
         Event::Table { changes, .. } => changes.contains(&wanted).then_some(()),
         _ => None,
     });
@@ -172,10 +162,10 @@ fn snapshot_deltas_and_resume_after_a_manager_restart() {
     assert_eq!(first.ips, [IpAddr::from([10, 0, 1, 2])]);
     one.publish(first.clone(), EndpointState::Up);
     two.subscribe(network.vni);
-    await_event(&two, "network", |event| {
+    await_event(&two, PATIENCE, "network", |event| {
         matches!(event, Event::NetworkChanged(n) if n == network).then_some(())
     });
-    let changes = await_event(&two, "table", |event| match event {
+    let changes = await_event(&two, PATIENCE, "table", |event| match event {
         Event::Table { changes, .. } => Some(changes),
         _ => None,
     });
@@ -210,7 +200,7 @@ fn snapshot_deltas_and_resume_after_a_manager_restart() {
 
     // A new manager over the same file goes on where the old one was.
     manager.shutdown();
-    await_event(&two, "disconnection", |event| {
+    await_event(&two, PATIENCE, "disconnection", |event| {
         matches!(event, Event::Disconnected { .. }).then_some(())
     });
     assert!(matches!(
@@ -220,7 +210,7 @@ fn snapshot_deltas_and_resume_after_a_manager_restart() {
     let _manager = cluster
         .run_manager(Box::new(RedbStore::open(folder.path()).unwrap()))
         .unwrap();
-    let owned = await_event(&two, "what it owns", |event| match event {
+    let owned = await_event(&two, PATIENCE, "what it owns", |event| match event {
         Event::Owned(owned) => Some(owned),
         _ => None,
     });
@@ -230,7 +220,7 @@ fn snapshot_deltas_and_resume_after_a_manager_restart() {
     assert_eq!(third.ips, [IpAddr::from([10, 0, 1, 4])]);
     one.publish(third.clone(), EndpointState::Up);
     // Resumed, not begun again: the first news after the restart is the new endpoint alone.
-    let changes = await_event(&two, "table", |event| match event {
+    let changes = await_event(&two, PATIENCE, "table", |event| match event {
         Event::Table { changes, .. } => Some(changes),
         _ => None,
     });

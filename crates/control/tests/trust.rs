@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod common;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,6 +15,8 @@ use control::{
     Lasts, ManagerConfig, ManagerHandle, MemoryStore, Prober, Request, RequestError, Response,
     Role, Secret, Token, WallClock, join, pki,
 };
+
+use common::await_event;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const DAY: i64 = 24 * 3600;
@@ -155,20 +159,6 @@ impl Cluster {
     }
 }
 
-/// Takes events until one fits.
-fn await_event<T>(agent: &AgentHandle, what: &str, mut fits: impl FnMut(Event) -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let event = agent
-            .events()
-            .recv_deadline(deadline)
-            .unwrap_or_else(|_| panic!("no {what}"));
-        if let Some(found) = fits(event) {
-            return found;
-        }
-    }
-}
-
 /// Conformance H12: no token, wrong token, expired token, wrong authority.
 #[test]
 fn a_token_is_asked_and_each_wrong_one_is_refused_in_words() {
@@ -307,7 +297,7 @@ fn a_removed_host_is_cut_off_at_once_and_for_ever() {
         "{refused}"
     );
     remove(true).unwrap();
-    await_event(&agent, "end of the connection", |event| {
+    await_event(&agent, PATIENCE, "end of the connection", |event| {
         matches!(event, Event::Disconnected { reason } if reason.contains("removed")).then_some(())
     });
     let again = |identity| match cluster.connect(2, identity) {
@@ -352,13 +342,18 @@ fn a_host_that_stands_by_takes_over_and_the_old_manager_stands_down() {
     let authority = Arc::new(Authority::from_pem(&pem.0).unwrap());
     assert_eq!(authority.digest(), cluster.authority.digest());
     assert!(!format!("{pem:?}").contains("PRIVATE"));
-    await_event(&worker, "a host that stands by", |event| match event {
-        Event::Hosts(views) => views
-            .iter()
-            .any(|view| view.control == Some(listen))
-            .then_some(()),
-        _ => None,
-    });
+    await_event(
+        &worker,
+        PATIENCE,
+        "a host that stands by",
+        |event| match event {
+            Event::Hosts(views) => views
+                .iter()
+                .any(|view| view.control == Some(listen))
+                .then_some(()),
+            _ => None,
+        },
+    );
     assert_eq!(worker.status().managers, [cluster.manager, listen]);
 
     // The first manager is gone; the second begins above all that it has seen, with nothing.
@@ -432,7 +427,7 @@ fn certificates_are_renewed_before_they_end() {
     let agent = cluster.connect(2, &identity).unwrap();
     let mut last = identity;
     for _ in 0..2 {
-        let renewed = await_event(&agent, "new certificate", |event| match event {
+        let renewed = await_event(&agent, PATIENCE, "new certificate", |event| match event {
             Event::IdentityRenewed(identity) => Some(identity),
             _ => None,
         });
@@ -485,7 +480,7 @@ fn a_clock_that_jumps_renews_and_a_known_host_stays() {
     let agent = cluster.connect(2, &known).unwrap();
     // The host's clock jumps by most of the certificate's time: a new one comes.
     cluster.host_clock.store(80 * DAY, Ordering::Relaxed);
-    await_event(&agent, "new certificate", |event| {
+    await_event(&agent, PATIENCE, "new certificate", |event| {
         matches!(event, Event::IdentityRenewed(_)).then_some(())
     });
     agent.shutdown();

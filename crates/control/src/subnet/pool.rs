@@ -226,12 +226,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn nets(text: &str) -> Vec<IpNet> {
-        text.split_whitespace()
-            .map(|net| net.parse().unwrap())
-            .collect()
-    }
+    use crate::subnet::tests::nets;
 
     fn pools(text: &str) -> Vec<AddressPool> {
         text.split_whitespace()
