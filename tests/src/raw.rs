@@ -10,11 +10,12 @@
 //! ARP and neighbour solicitations of the underlay.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use vtep::datapath::Datapath;
-use vtep::fdb::{Change, NetworkConfig};
+use vtep::fdb::{Change, NetworkConfig, PortId};
 use vtep::settings::Vlan;
 use vtep::stats::{Counters, DropReason};
 use vtep::vxlan::DEFAULT_PORT;
@@ -28,6 +29,8 @@ use crate::{TestNetns, try_sh, wait_until};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The network of a [`Rig`].
 pub const VNI: u32 = 0x12_3456;
+/// Frames between two looks at the counters: no more than a TAP's queue or any receive buffer holds.
+const CHUNK: usize = 250;
 
 /// A datapath with one container on it, raw sockets at both edges, and a fake host.
 pub struct Rig {
@@ -149,6 +152,69 @@ impl Rig {
         netlink(&self.pair.b)
             .add_address("u0", net)
             .expect("a new address");
+    }
+
+    /// A further endpoint of the network, at a host of its own on the far side.
+    ///
+    /// # Panics
+    /// When host b can't have the host's address.
+    #[must_use]
+    pub fn further(&self, number: u8) -> Endpoint {
+        self.add_host(number);
+        let endpoint = Endpoint {
+            mtu: self.ours.mtu,
+            ..Endpoint::new(self.ours.vni.get(), number)
+        };
+        self.datapath.apply(&endpoint.at(self.outer.remote(number)));
+        endpoint
+    }
+
+    /// A further network, sized for an IPv4 underlay: endpoint 2 on a port and a container of its own here, endpoint 3 at host b.
+    ///
+    /// # Panics
+    /// When it can't be made, or `vni` is no VNI.
+    #[must_use]
+    pub fn further_network(
+        &self,
+        port: PortId,
+        vni: u32,
+    ) -> (Endpoint, Endpoint, TestNetns, PacketSocket) {
+        let endpoint = |number| Endpoint {
+            port,
+            ..Endpoint::new(vni, number)
+        };
+        let (ours, theirs) = (endpoint(2), endpoint(3));
+        self.datapath.apply(&[ours.network()]);
+        self.datapath.apply(&theirs.at(self.outer.remote(2)));
+        let (container, inside) = self.neighbor(&ours);
+        (ours, theirs, container, inside)
+    }
+
+    /// Requires that `send`, called with 10,000 source MACs that nobody has, moves nothing but the counter of `reason`. The second
+    /// byte of the MACs is `mark`.
+    ///
+    /// # Panics
+    /// When a frame is not dropped so, or the tables were changed.
+    pub fn learns_nothing(&self, mark: u8, reason: DropReason, send: impl Fn([u8; 6])) {
+        let before = self.datapath.tables();
+        let macs: Vec<[u8; 6]> = (0..10_000u16)
+            .map(|number| {
+                let [high, low] = number.to_be_bytes();
+                [0x02, mark, 0, 0, high, low]
+            })
+            .collect();
+        for some in macs.chunks(CHUNK) {
+            self.dropped(reason, some.len() as u64, || {
+                for source in some {
+                    send(*source);
+                }
+            });
+        }
+        assert!(
+            Arc::ptr_eq(&before, &self.datapath.tables()),
+            "the tables were changed"
+        );
+        self.still_works();
     }
 
     /// From now on the network passes 802.1Q tags.

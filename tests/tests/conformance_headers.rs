@@ -71,14 +71,7 @@ fn the_smallest_and_the_largest_vni_go_out(setup: Setup) {
         (102, 1, [0, 0, 1]),
         (103, 0x80_0000, [0x80, 0, 0]),
     ] {
-        let endpoint = |number| Endpoint {
-            port: PortId(port),
-            ..Endpoint::new(vni, number)
-        };
-        let (ours, theirs) = (endpoint(2), endpoint(3));
-        rig.datapath.apply(&[ours.network()]);
-        rig.datapath.apply(&theirs.at(rig.outer.remote(2)));
-        let (_container, inside) = rig.neighbor(&ours);
+        let (ours, theirs, _container, inside) = rig.further_network(PortId(port), vni);
         inside.send(&Udp::between(&ours, &theirs).build()).unwrap();
         let [high, middle, low] = bytes;
         assert_eq!(

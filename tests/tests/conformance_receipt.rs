@@ -137,14 +137,7 @@ fn networks_never_meet(setup: Setup) {
 fn every_vni_is_told_apart(setup: Setup) {
     let rig = Rig::new(setup, Outer::V4);
     for (port, vni) in [(100, 0), (101, 1), (102, 0x80_0000), (103, 0xff_ffff)] {
-        let endpoint = |number| Endpoint {
-            port: PortId(port),
-            ..Endpoint::new(vni, number)
-        };
-        let (ours, theirs) = (endpoint(2), endpoint(3));
-        rig.datapath.apply(&[ours.network()]);
-        rig.datapath.apply(&theirs.at(rig.outer.remote(2)));
-        let (_container, inside) = rig.neighbor(&ours);
+        let (ours, theirs, _container, inside) = rig.further_network(PortId(port), vni);
         let frame = Udp::between(&theirs, &ours).build();
         rig.from_host(&rig.datagram(vxlan(vni, &frame)));
         assert_eq!(inside.recv(PATIENCE), Some(frame), "VNI {vni}");

@@ -28,17 +28,6 @@ wire_tests!(
 const BROADCAST: [u8; 6] = [0xff; 6];
 const NOBODY: [u8; 6] = [0x02, 0, 10, 0, 9, 99];
 
-/// A further endpoint of the network at a host of its own on the far side.
-fn further(rig: &Rig, number: u8) -> Endpoint {
-    rig.add_host(number);
-    let endpoint = Endpoint {
-        mtu: rig.ours.mtu,
-        ..Endpoint::new(rig.ours.vni.get(), number)
-    };
-    rig.datapath.apply(&endpoint.at(rig.outer.remote(number)));
-    endpoint
-}
-
 fn octets(ip: IpAddr) -> Ipv4Addr {
     match ip {
         IpAddr::V4(ip) => ip,
@@ -57,7 +46,7 @@ fn groups(ip: IpAddr) -> Ipv6Addr {
 fn a_flood_goes_once_to_each_host_with_an_endpoint(setup: Setup) {
     let rig = Rig::new(setup, Outer::V4);
     for number in [4, 5] {
-        let _ = further(&rig, number);
+        let _ = rig.further(number);
     }
     // A member without an endpoint may send, and gets nothing.
     rig.add_host(6);
@@ -133,7 +122,7 @@ fn without_floods_only_the_table_answers(setup: Setup) {
 /// Conformance V17.
 fn what_comes_from_a_host_goes_to_no_host(setup: Setup) {
     let rig = Rig::new(setup, Outer::V4);
-    let farther = further(&rig, 4);
+    let farther = rig.further(4);
     for destination in [BROADCAST, [0x33, 0x33, 0, 0, 0, 1], NOBODY] {
         let frame = Udp {
             destination,
@@ -152,7 +141,7 @@ fn what_comes_from_a_host_goes_to_no_host(setup: Setup) {
 /// Conformance V18.
 fn no_frame_moves_an_entry(setup: Setup) {
     let rig = Rig::new(setup, Outer::V4);
-    let farther = further(&rig, 4);
+    let farther = rig.further(4);
     let before = rig.datapath.tables();
     let by = |source: &Endpoint| Udp::broadcast(source).build();
     rig.dropped(DropReason::SourceElsewhere, 2, || {
@@ -394,7 +383,7 @@ fn control_frames_and_impossible_sources_are_dropped(setup: Setup) {
 /// may send as the one that moved.
 fn a_moved_endpoint_is_reached_at_once(setup: Setup) {
     let rig = Rig::new(setup, Outer::V4);
-    let _ = further(&rig, 4);
+    let _ = rig.further(4);
     let there = Udp::between(&rig.ours, &rig.theirs).build();
     let back = Udp::between(&rig.theirs, &rig.ours).build();
     for place in [4, 2, 4, 2, 4] {
