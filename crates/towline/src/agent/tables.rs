@@ -292,6 +292,21 @@ mod tests {
         MacAddr::new([2, 0, 0, 0, 0, n])
     }
 
+    /// A host's first endpoint.
+    fn came(n: u8) -> [TableChange; 2] {
+        let host = id(n);
+        [
+            TableChange::Member {
+                host,
+                state: MemberState::Up,
+            },
+            TableChange::Mac {
+                mac: mac(n),
+                host: Some(host),
+            },
+        ]
+    }
+
     fn following() -> Translator {
         let mut translator = Translator::new(id(1));
         translator.tables.insert(vni(), Table::default());
@@ -360,16 +375,7 @@ mod tests {
     #[test]
     fn a_host_known_late_gets_its_entries_then() {
         let mut translator = following();
-        let news = [
-            TableChange::Member {
-                host: id(2),
-                state: MemberState::Up,
-            },
-            TableChange::Mac {
-                mac: mac(2),
-                host: Some(id(2)),
-            },
-        ];
+        let news = came(2);
         assert_eq!(
             translator.table(vni(), &news),
             [Change::RemoveFdb {
@@ -403,16 +409,7 @@ mod tests {
     fn a_host_with_another_port_stays_a_member() {
         let mut translator = following();
         translator.hosts(vec![view(2, 2)]);
-        let news = [
-            TableChange::Member {
-                host: id(2),
-                state: MemberState::Up,
-            },
-            TableChange::Mac {
-                mac: mac(2),
-                host: Some(id(2)),
-            },
-        ];
+        let news = came(2);
         translator.table(vni(), &news);
         let mut moved = view(2, 2);
         moved.info.port = 5000;
