@@ -44,7 +44,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-pub use bench::BenchArgs;
+pub use bench::{BenchArgs, ReportArgs};
 pub use exec::ExecArgs;
 pub use load::LoadCommand;
 pub use ping::PingArgs;
@@ -63,6 +63,8 @@ pub enum Command {
     Ping(PingArgs),
     /// Measure throughput and latency beside the bare underlay and the kernel's VXLAN
     Bench(BenchArgs),
+    /// Write what 'lab bench --json' printed into a page, with a plot
+    Report(ReportArgs),
     /// Show what stands
     Status(StatusArgs),
     /// Run a command in a host or container
@@ -97,6 +99,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Ping(args) => return ping::run(&args),
         Command::Bench(args) => bench::run(&args)?,
+        Command::Report(args) => bench::page::run(&args)?,
         Command::Status(args) => status::run(&args)?,
         Command::Exec(args) => return exec::run(&args),
         Command::Down(args) => {
@@ -156,6 +159,8 @@ mod tests {
             "x up --wire gso --underlay 6 --json",
             "x ping --count 5",
             "x bench --rounds 5 --seconds 2 --only tcp1,tcp4,udp64,udpmix,rr --paths underlay,kernel,towline,plain",
+            "x bench --paths local-kernel,local",
+            "x report --page docs/performance.md --command scripts/bench --commit abc run.json",
             "x exec --name lab lab-h1 -- towline fdb --json",
             "x down --name other",
         ] {
@@ -168,6 +173,7 @@ mod tests {
             "x up --hosts 201",
             "x exec lab-h1",
             "x bench --only all",
+            "x report",
         ] {
             Cli::try_parse_from(words.split(' ')).expect_err(words);
         }

@@ -48,7 +48,7 @@ impl Choice {
 }
 
 /// One row of the result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Load {
     Tcp1,
@@ -70,6 +70,12 @@ impl Load {
             Self::Udpmix1372 => "UDP 64-1372 B, packets/s",
             Self::Rr => "TCP request/response, /s",
         }
+    }
+
+    /// For people, without its unit.
+    pub(crate) fn name(self) -> &'static str {
+        let title = self.title();
+        title.rsplit_once(", ").map_or(title, |(name, _unit)| name)
     }
 
     pub(crate) const fn unit(self) -> &'static str {

@@ -6,6 +6,7 @@
 //! another core shows there.
 
 mod load;
+pub(crate) mod page;
 mod path;
 mod report;
 mod stats;
@@ -22,6 +23,8 @@ use crate::name::LabName;
 use crate::state::{Folder, State};
 use crate::{down, interrupt, output};
 use load::{Choice, Load};
+pub use page::ReportArgs;
+
 use path::{Path, PathKind};
 use report::{Machine, Report};
 use stats::Sample;
@@ -30,7 +33,8 @@ use stats::Sample;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: towline lab bench --only tcp1,rr --paths kernel,towline --rounds 7\n\n\
-                        The lab must be up, with two hosts or more and a container on each."
+                        The lab must be up, with two hosts or more and a container on each; the paths 'local' and 'local-kernel' are\n\
+                        between two containers of one host and need --containers 2."
 )]
 pub struct BenchArgs {
     /// How many times each load runs over each path
@@ -90,7 +94,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let results = report::rows(&measured?);
     taken_down.context("can't take away what the bench has added to the lab")?;
     let report = Report {
+        date: time::OffsetDateTime::now_utc().date().to_string(),
         wire: state.settings.wire,
+        underlay: state.settings.underlay,
         rounds: args.rounds,
         seconds: args.seconds,
         machine,

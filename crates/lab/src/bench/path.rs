@@ -6,33 +6,29 @@
 //! | kernel | NAME-k1c1 → NAME-k2c1: veth, bridge, the kernel's vxlan device; static tables, no bridge filters |
 //! | towline | the first containers of NAME-h1 and NAME-h2 |
 //! | plain | NAME-p1c1 → NAME-p2c1: Towline on its plain backend, a cluster of its own |
+//! | local-kernel | NAME-k3c1 → NAME-k3c2: two containers of one host, a bridge and veth pairs |
+//! | local | the first two containers of NAME-h1 |
+
+mod kernel;
 
 use std::net::IpAddr;
 
 use anyhow::{Context, bail};
-use ipnet::IpNet;
-use netns::{Netlink, Netns, Vxlan};
-use serde::Serialize;
+use netns::Netns;
+use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, Host};
 use crate::cpu::CpuGroup;
 use crate::icmp::{self, Pair};
 use crate::name::{Kind, LabName, Role};
+use crate::shapes::Endpoint;
 use crate::state::{Folder, State};
-use crate::topology::{self, Underlay};
+use crate::topology;
 use crate::up;
 
-/// What the kernel's VXLAN adds to a packet: Ethernet, VXLAN and UDP headers, and IPv4's or IPv6's.
-const OVERHEAD_V4: u32 = 14 + 8 + 8 + 20;
-const OVERHEAD_V6: u32 = 14 + 8 + 8 + 40;
-const LINK_MTU: u32 = 1500;
-const KERNEL_VNI: u32 = 42;
-/// The kernel's own default is Linux's old port; this is IANA's.
-const VXLAN_PORT: u16 = 4789;
-
 /// What `--paths` chooses from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum PathKind {
     /// Host to host without an overlay
     Underlay,
@@ -42,6 +38,10 @@ pub(crate) enum PathKind {
     Towline,
     /// Towline on its plain backend, the tun-tap crate: one frame for each system call
     Plain,
+    /// Two containers of one host, by a kernel bridge and veth pairs
+    LocalKernel,
+    /// Two containers of one host, by Towline
+    Local,
 }
 
 impl PathKind {
@@ -51,6 +51,22 @@ impl PathKind {
             Self::Kernel => "kernel",
             Self::Towline => "towline",
             Self::Plain => "plain",
+            Self::LocalKernel => "local-kernel",
+            Self::Local => "local",
+        }
+    }
+
+    /// Whether both of its ends are on one host.
+    pub(crate) const fn is_local(self) -> bool {
+        matches!(self, Self::LocalKernel | Self::Local)
+    }
+
+    /// The kernel's path that does the same.
+    pub(crate) const fn kernels(self) -> Self {
+        if self.is_local() {
+            Self::LocalKernel
+        } else {
+            Self::Kernel
         }
     }
 }
@@ -81,14 +97,21 @@ pub(crate) fn make(
             address: topology::address(Kind::Host, 2, state.settings.underlay),
             agents: None,
         },
-        PathKind::Kernel => make_kernel(lab, state)?,
+        PathKind::Kernel => kernel::make(lab, state)?,
+        PathKind::LocalKernel => kernel::make_local(lab, state)?,
         PathKind::Towline => {
-            let agents = CpuGroup::create(lab, "agents")?;
-            for agent in state.agents.iter().take(2) {
-                agents.add(agent.pid)?;
-            }
             let hosts = open_hosts(lab, folder, Kind::Host)?;
-            between_containers(kind, &hosts, agents)?
+            let ends = [Place::first(&hosts[0]), Place::first(&hosts[1])];
+            between_containers(kind, &hosts, ends, lab_agents(lab, state)?)?
+        }
+        PathKind::Local => {
+            let hosts = open_hosts(lab, folder, Kind::Host)?;
+            let second = Place {
+                host: &hosts[0],
+                index: 1,
+            };
+            let ends = [Place::first(&hosts[0]), second];
+            between_containers(kind, &hosts, ends, lab_agents(lab, state)?)?
         }
         PathKind::Plain => make_plain(lab, folder, state)?,
     };
@@ -119,21 +142,49 @@ fn open_hosts(lab: &LabName, folder: &Folder, kind: Kind) -> anyhow::Result<Vec<
         .collect()
 }
 
-/// From the first container of the first host to the first of the second.
-fn between_containers(kind: PathKind, hosts: &[Host], agents: CpuGroup) -> anyhow::Result<Path> {
-    let endpoints = up::endpoints(&hosts[0])?;
-    let first_on = |host: &Host| {
-        endpoints
+/// The lab's own agents whose CPU time counts: those of its first two hosts.
+fn lab_agents(lab: &LabName, state: &State) -> anyhow::Result<CpuGroup> {
+    let agents = CpuGroup::create(lab, "agents")?;
+    for agent in state.agents.iter().take(2) {
+        agents.add(agent.pid)?;
+    }
+    Ok(agents)
+}
+
+/// One container of a host, counted from 0.
+struct Place<'a> {
+    host: &'a Host,
+    index: usize,
+}
+
+impl<'a> Place<'a> {
+    const fn first(host: &'a Host) -> Self {
+        Self { host, index: 0 }
+    }
+
+    fn find<'e>(&self, endpoints: &'e [Endpoint]) -> anyhow::Result<&'e Endpoint> {
+        let mut here = endpoints
             .iter()
-            .find(|endpoint| endpoint.host == host.name)
-            .with_context(|| {
-                format!(
-                    "{} runs no container: bring the lab up with --containers 1 or more",
-                    host.name
-                )
-            })
-    };
-    let (client, server) = (first_on(&hosts[0])?, first_on(&hosts[1])?);
+            .filter(|endpoint| endpoint.host == self.host.name);
+        here.nth(self.index).with_context(|| {
+            format!(
+                "{} runs too few containers: bring the lab up with --containers {} or more",
+                self.host.name,
+                self.index + 1
+            )
+        })
+    }
+}
+
+/// From one container to another, of those that run on `hosts`.
+fn between_containers(
+    kind: PathKind,
+    hosts: &[Host],
+    [client, server]: [Place<'_>; 2],
+    agents: CpuGroup,
+) -> anyhow::Result<Path> {
+    let endpoints = up::endpoints(&hosts[0])?;
+    let (client, server) = (client.find(&endpoints)?, server.find(&endpoints)?);
     Ok(Path {
         kind,
         client: Netns::open(&client.container)?,
@@ -165,69 +216,6 @@ fn make_plain(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<P
         up::run_container(host, &lab.of(Role::Container(Kind::Plain, number, 1)))?;
     }
     up::wait_for_tables(&hosts)?;
-    between_containers(PathKind::Plain, &hosts, group)
-}
-
-/// The strongest form of the kernel's path: tables given, so that nothing is looked for, and no filters on the bridge.
-fn make_kernel(lab: &LabName, state: &State) -> anyhow::Result<Path> {
-    let underlay = state.settings.underlay;
-    let overhead = match underlay {
-        Underlay::V4 => OVERHEAD_V4,
-        Underlay::V6 => OVERHEAD_V6,
-    };
-    let mut containers = Vec::new();
-    for (own, other) in [(1, 2), (2, 1)] {
-        let host = topology::make_host(lab, Kind::Kernel, own, state.settings.wire)?;
-        topology::no_bridge_filters(&host)?;
-        let container = Netns::create(&lab.of(Role::Container(Kind::Kernel, own, 1)))?;
-        let link = Netlink::open(&host)?;
-        let spec = Vxlan {
-            vni: KERNEL_VNI,
-            local: topology::address(Kind::Kernel, own, underlay),
-            port: VXLAN_PORT,
-            learning: false,
-            dev: Some(topology::UPLINK.to_owned()),
-            udp_checksum: true,
-        };
-        link.add_bridge("br0")?;
-        link.add_vxlan("vx0", &spec)?;
-        link.add_veth("c1", "eth0", &container)?;
-        for port in ["vx0", "c1"] {
-            link.set_mtu(port, LINK_MTU - overhead)?;
-            link.set_master(port, Some("br0"))?;
-        }
-        link.add_fdb(
-            "vx0",
-            mac(other),
-            topology::address(Kind::Kernel, other, underlay),
-        )?;
-        for name in ["br0", "vx0", "c1"] {
-            link.set_up(name)?;
-        }
-        let inside = Netlink::open(&container)?;
-        inside.set_mtu("eth0", LINK_MTU - overhead)?;
-        inside.set_mac("eth0", mac(own))?;
-        inside.add_address("eth0", IpNet::new_assert(kernel_ip(own), 24))?;
-        inside.set_up("eth0")?;
-        inside.add_neighbor("eth0", kernel_ip(other), mac(other))?;
-        containers.push(container);
-    }
-    let [client, server] = <[Netns; 2]>::try_from(containers).expect("the loop above runs twice");
-    Ok(Path {
-        kind: PathKind::Kernel,
-        client,
-        server,
-        address: kernel_ip(2),
-        agents: None,
-    })
-}
-
-fn kernel_ip(host: u16) -> IpAddr {
-    let [_, low] = host.to_be_bytes();
-    IpAddr::from([10, 99, 0, low])
-}
-
-fn mac(host: u16) -> [u8; 6] {
-    let [_, low] = host.to_be_bytes();
-    [0x02, 0x54, 0x4c, 0, 0, low]
+    let ends = [Place::first(&hosts[0]), Place::first(&hosts[1])];
+    between_containers(PathKind::Plain, &hosts, ends, group)
 }

@@ -1,19 +1,23 @@
 //! The result: JSON for programs, a table for people.
 
+use std::borrow::Cow;
 use std::fs;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::load::Load;
 use super::path::PathKind;
 use super::stats::{self, Sample, Summary};
 use crate::output;
-use crate::topology::Wire;
+use crate::topology::{Underlay, Wire};
 
 /// All that was measured, as `--json` prints it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
+    /// The day it was measured (UTC), as 2026-11-23.
+    pub(crate) date: String,
     pub(crate) wire: Wire,
+    pub(crate) underlay: Underlay,
     pub(crate) rounds: u32,
     pub(crate) seconds: u32,
     pub(crate) machine: Machine,
@@ -21,7 +25,7 @@ pub(crate) struct Report {
 }
 
 /// Where it was measured: figures of different machines can't be compared, only ratios can.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpus: usize,
     pub(crate) cpu: String,
@@ -32,17 +36,17 @@ pub(crate) struct Machine {
 }
 
 /// One load over one path.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) load: Load,
     pub(crate) path: PathKind,
-    unit: &'static str,
+    pub(crate) unit: Cow<'static, str>,
     #[serde(flatten)]
-    summary: Summary,
-    cpu_unit: &'static str,
+    pub(crate) summary: Summary,
+    cpu_unit: Cow<'static, str>,
     p50_us: Option<f64>,
     p99_us: Option<f64>,
-    vs_kernel: Option<f64>,
+    pub(crate) vs_kernel: Option<f64>,
     vs_underlay: Option<f64>,
 }
 
@@ -91,13 +95,13 @@ pub(crate) fn rows(samples: &[(Load, PathKind, Vec<Sample>)]) -> Vec<Row> {
         .map(|(load, path, summary)| Row {
             load: *load,
             path: *path,
-            unit: load.unit(),
-            cpu_unit: load.cpu_unit(),
+            unit: load.unit().into(),
+            cpu_unit: load.cpu_unit().into(),
             p50_us: summary.latency.map(|latency| rounded(latency.p50_us)),
             p99_us: summary.latency.map(|latency| rounded(latency.p99_us)),
-            vs_kernel: stats::ratio(summary.median, median_of(*load, PathKind::Kernel))
-                .map(rounded),
+            vs_kernel: stats::ratio(summary.median, median_of(*load, path.kernels())).map(rounded),
             vs_underlay: stats::ratio(summary.median, median_of(*load, PathKind::Underlay))
+                .filter(|_| !path.is_local())
                 .map(rounded),
             summary: Summary {
                 median: rounded(summary.median),
@@ -105,6 +109,7 @@ pub(crate) fn rows(samples: &[(Load, PathKind, Vec<Sample>)]) -> Vec<Row> {
                 max: rounded(summary.max),
                 samples: summary.samples.iter().copied().map(rounded).collect(),
                 cpu: rounded(summary.cpu),
+                cpu_samples: summary.cpu_samples.iter().copied().map(rounded).collect(),
                 latency: None,
             },
         })
@@ -116,20 +121,39 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// The table.
-pub(crate) fn text(report: &Report) -> String {
-    let header = [
-        "LOAD",
-        "PATH",
-        "MEDIAN",
-        "MIN - MAX",
-        "CPU",
-        "P50 / P99 µs",
-        "VS KERNEL",
-        "VS UNDERLAY",
-    ];
+impl Report {
+    /// What was measured of one load over one path.
+    pub(crate) fn row(&self, load: Load, path: PathKind) -> Option<&Row> {
+        self.results
+            .iter()
+            .find(|row| (row.load, row.path) == (load, path))
+    }
+
+    /// How its underlay carries packets, in words.
+    pub(crate) const fn wire_in_words(&self) -> &'static str {
+        match self.wire {
+            Wire::Mtu => "no packet larger than the MTU on the wire",
+            Wire::Gso => "packets of up to 64 KiB on the wire",
+        }
+    }
+}
+
+/// Heads of a table's columns.
+pub(crate) const HEADER: [&str; 8] = [
+    "LOAD",
+    "PATH",
+    "MEDIAN",
+    "MIN - MAX",
+    "CPU",
+    "P50 / P99 µs",
+    "VS KERNEL",
+    "VS UNDERLAY",
+];
+
+/// A table's cells, each load named once.
+pub(crate) fn cells(results: &[Row]) -> impl Iterator<Item = Vec<String>> + '_ {
     let mut last = None;
-    let rows = report.results.iter().map(|row| {
+    results.iter().map(move |row| {
         let title = if last.replace(row.load) == Some(row.load) {
             ""
         } else {
@@ -156,8 +180,12 @@ pub(crate) fn text(report: &Report) -> String {
             times(row.vs_kernel),
             times(row.vs_underlay),
         ]
-    });
-    let table = output::table(&header, rows);
+    })
+}
+
+/// The table.
+pub(crate) fn text(report: &Report) -> String {
+    let table = output::table(&HEADER, cells(&report.results));
     let Machine {
         cpus,
         cpu,
@@ -165,20 +193,18 @@ pub(crate) fn text(report: &Report) -> String {
         load_average,
         ..
     } = &report.machine;
-    let wire = match report.wire {
-        Wire::Mtu => "no packet larger than the MTU on the wire",
-        Wire::Gso => "packets of up to 64 KiB on the wire",
-    };
     format!(
-        "{table}\n\n{} rounds of {} s, medians; {wire}.\n\
+        "{table}\n\n{} rounds of {} s, medians; {}.\n\
          {cpus} x {cpu}, Linux {kernel}; load average before: {load_average:.2}.\n\
          All hosts share this machine's CPUs: compare ratios, and read the CPU column beside them.",
-        report.rounds, report.seconds
+        report.rounds,
+        report.seconds,
+        report.wire_in_words()
     )
 }
 
 /// A number of a few digits: 4.69, 181 k, 1.20 M.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value {
         value if value >= 1e6 => format!("{:.2} M", value / 1e6),
         value if value >= 1e5 => format!("{:.0} k", value / 1e3),
@@ -217,10 +243,14 @@ mod tests {
             ),
             (Load::Tcp1, PathKind::Kernel, vec![sample(3.0, 2.0); 3]),
             (Load::Tcp1, PathKind::Towline, vec![sample(1.5, 3.0); 3]),
+            (Load::Tcp1, PathKind::LocalKernel, vec![sample(10.0, 1.0)]),
+            (Load::Tcp1, PathKind::Local, vec![sample(8.0, 1.0)]),
             (Load::Rr, PathKind::Towline, vec![timed(21_400.0)]),
         ];
         Report {
+            date: "2026-11-23".into(),
             wire: Wire::Mtu,
+            underlay: Underlay::V4,
             rounds: 3,
             seconds: 2,
             machine: Machine {
@@ -243,13 +273,13 @@ mod tests {
         );
         let expected = serde_json::json!({
             "load": "tcp1", "path": "underlay", "unit": "Gbit/s", "median": 4.5, "min": 4.0, "max": 5.0,
-            "samples": [5.0, 4.0, 4.5], "cpu": 1.5, "cpu_unit": "s/GB", "p50_us": null, "p99_us": null,
+            "samples": [5.0, 4.0, 4.5], "cpu": 1.5, "cpu_samples": [2.0, 1.0, 1.5], "cpu_unit": "s/GB", "p50_us": null, "p99_us": null,
             "vs_kernel": 1.5, "vs_underlay": 1.0,
         });
         assert_eq!(json["results"][0], expected);
         assert_eq!(json["results"][2]["vs_kernel"], 0.5);
         assert_eq!(json["results"][2]["vs_underlay"], 0.333);
-        let rr = &json["results"][3];
+        let rr = &json["results"][5];
         assert_eq!(
             (&rr["p50_us"], &rr["cpu_unit"]),
             (&41.26.into(), &"us/transaction".into())
@@ -258,6 +288,17 @@ mod tests {
             rr["vs_kernel"].is_null(),
             "the kernel path was not measured under this load"
         );
+        let local = &json["results"][4];
+        assert_eq!(
+            (&local["path"], &local["vs_kernel"]),
+            (&"local".into(), &0.8.into())
+        );
+        assert!(
+            local["vs_underlay"].is_null(),
+            "nothing of it crosses the underlay"
+        );
+        let read: Report = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), json);
     }
 
     #[test]

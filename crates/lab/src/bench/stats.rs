@@ -1,6 +1,6 @@
 //! What is made of samples: medians and spread, and nothing that needs more of them than a few.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One measurement of one load over one path.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,13 +21,14 @@ pub(crate) struct Latency {
 }
 
 /// Samples of one load over one path, summed up.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
     pub(crate) samples: Vec<f64>,
     pub(crate) cpu: f64,
+    pub(crate) cpu_samples: Vec<f64>,
     #[serde(skip)]
     pub(crate) latency: Option<Latency>,
 }
@@ -42,6 +43,7 @@ pub(crate) fn summarize(samples: &[Sample]) -> Option<Summary> {
         min: values.iter().copied().reduce(f64::min)?,
         max: values.iter().copied().reduce(f64::max)?,
         cpu: median(samples.iter().map(|sample| sample.cpu))?,
+        cpu_samples: samples.iter().map(|sample| sample.cpu).collect(),
         latency: match (of(|latency| latency.p50_us), of(|latency| latency.p99_us)) {
             (Some(p50_us), Some(p99_us)) => Some(Latency { p50_us, p99_us }),
             _ => None,
@@ -60,6 +62,18 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
         len if len % 2 == 1 => Some(values[middle]),
         _ => Some(f64::midpoint(values[middle - 1], values[middle])),
     }
+}
+
+/// The lower quartile, the median and the upper quartile; between two samples in proportion. `None` of none.
+pub(crate) fn quartiles(values: &[f64]) -> Option<[f64; 3]> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let last = values.len().checked_sub(1)?;
+    Some([1, 2, 3].map(|quarter| {
+        let (index, rest) = (last * quarter / 4, last * quarter % 4);
+        let next = values[(index + 1).min(last)];
+        values[index] + (next - values[index]) * [0.0, 0.25, 0.5, 0.75][rest]
+    }))
 }
 
 /// How many times `other` fits; `None` where that says nothing.
@@ -120,6 +134,14 @@ mod tests {
                 p99_us: 80.0
             })
         );
+    }
+
+    #[test]
+    fn quartiles_lie_between_samples() {
+        assert_eq!(quartiles(&[5.0, 1.0, 2.0, 3.0, 4.0]), Some([2.0, 3.0, 4.0]));
+        assert_eq!(quartiles(&[1.0, 2.0]), Some([1.25, 1.5, 1.75]));
+        assert_eq!(quartiles(&[7.0]), Some([7.0; 3]));
+        assert_eq!(quartiles(&[]), None);
     }
 
     #[test]
