@@ -79,6 +79,8 @@ pub struct Agent {
     /// The host of the last manager that took this one in.
     last_manager: Option<HostId>,
     calls: BTreeMap<u64, Call>,
+    /// Allocations that were given up and whose answer may still come, on this connection.
+    given_up: BTreeSet<u64>,
     messages: VecDeque<ToManager>,
     outputs: VecDeque<Output>,
 }
@@ -136,6 +138,7 @@ impl Agent {
             last_epoch: Epoch::ZERO,
             last_manager: None,
             calls: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             messages: VecDeque::new(),
             outputs: VecDeque::new(),
         }
@@ -158,6 +161,7 @@ impl Agent {
     /// The connection ended, or could not be made.
     pub fn handle_disconnected(&mut self, reason: &str, now: Duration) {
         self.messages.clear();
+        self.given_up.clear();
         self.last_error = Some(reason.to_owned());
         self.failing_since.get_or_insert(now);
         let was_up = matches!(self.link, Link::Up { .. });
@@ -576,22 +580,39 @@ impl Agent {
     }
 
     fn update_hosts(&mut self, full: bool, hosts: Vec<HostView>, removed: &[HostId]) {
-        let before = self.hosts.clone();
-        if full {
-            self.hosts.clear();
+        let before = if full {
+            std::mem::take(&mut self.hosts)
+        } else {
+            BTreeMap::new()
+        };
+        // Of most hosts nothing has changed that a table shows.
+        let mut masks: BTreeMap<HostId, bool> = before
+            .iter()
+            .filter(|(_, view)| !view.up)
+            .map(|(id, _)| (*id, false))
+            .collect();
+        for view in hosts {
+            let (id, up) = (view.info.id, view.up);
+            let known = self.hosts.insert(id, view);
+            let was_up = known
+                .as_ref()
+                .or(before.get(&id))
+                .is_none_or(|view| view.up);
+            if up != was_up {
+                masks.insert(id, !up);
+            } else {
+                masks.remove(&id);
+            }
         }
-        self.hosts
-            .extend(hosts.into_iter().map(|view| (view.info.id, view)));
         for id in removed {
             self.hosts.remove(id);
+            masks.insert(*id, false);
         }
         self.learn_managers();
         self.outputs.push_back(Output::Event(Event::Hosts(
             self.hosts.values().cloned().collect(),
         )));
-        let known: BTreeSet<HostId> = before.keys().chain(self.hosts.keys()).copied().collect();
-        for id in known {
-            let masked = self.hosts.get(&id).is_some_and(|view| !view.up);
+        for (id, masked) in masks {
             for stream in self.streams.values_mut() {
                 stream.set_masked(id, masked, &mut self.outputs);
             }
@@ -720,6 +741,7 @@ impl Agent {
 
     fn reply(&mut self, id: u64, part: &[u8], last: bool) {
         let Some(call) = self.calls.get_mut(&id) else {
+            self.late_reply(id, part);
             return;
         };
         if call.reply.len() + part.len() > REPLY_MAX {
@@ -747,6 +769,27 @@ impl Agent {
         self.answer(id, result);
     }
 
+    /// The answer to an allocation that nobody waits for any more: it is given back, or it would be held until the next
+    /// connection. Not where the same is asked again and the manager answers with the same.
+    fn late_reply(&mut self, id: u64, part: &[u8]) {
+        if !self.given_up.remove(&id) {
+            return;
+        }
+        let Ok(Ok(Response::Endpoint(endpoint))) =
+            serde_json::from_slice::<Result<Response, String>>(part)
+        else {
+            return;
+        };
+        let asked_again = self.calls.values().any(|call| {
+            matches!(&call.request, Request::Allocate { container, .. } if *container == endpoint.container)
+        });
+        let (vni, epoch) = (endpoint.vni, endpoint.epoch);
+        if !asked_again && !self.endpoints.contains_key(&(vni, epoch)) {
+            let request = Request::Free { vni, epoch };
+            self.messages.push_back(ToManager::Call { id, request });
+        }
+    }
+
     fn answer(&mut self, id: u64, result: Result<Response, RequestError>) {
         if self.calls.remove(&id).is_some() {
             self.outputs.push_back(Output::Answer { id, result });
@@ -764,6 +807,10 @@ impl Agent {
         });
         let expired: Vec<u64> = expired.map(|(id, _)| *id).collect();
         for id in expired {
+            let given_up = &self.calls[&id];
+            if given_up.sent && matches!(given_up.request, Request::Allocate { .. }) {
+                self.given_up.insert(id);
+            }
             let error = match self.link {
                 Link::Up { manager, .. } => RequestError::Timeout {
                     manager,

@@ -38,6 +38,7 @@ mod server;
 pub mod store;
 pub mod subnet;
 pub mod table;
+pub mod testing;
 mod tls;
 mod token;
 mod transport;

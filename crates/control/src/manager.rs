@@ -123,7 +123,7 @@ pub struct Settings {
     pub host: HostId,
     /// The cluster's name.
     pub cluster: String,
-    /// Random: network ids follow from it.
+    /// Random: network ids and the first epoch follow from it.
     pub seed: u64,
     /// The time since 1970-01-01 UTC when `now` was zero.
     pub unix_at_zero: Duration,
@@ -158,6 +158,10 @@ pub struct Manager {
     grown: Duration,
     /// What was just refused waits for hosts to give addresses back.
     recalled: bool,
+    /// Hosts that came, changed or went in this turn.
+    changed_hosts: BTreeSet<HostId>,
+    /// Connections that were welcomed in this turn.
+    newcomers: BTreeSet<Connection>,
     outputs: VecDeque<Output>,
 }
 
@@ -202,7 +206,13 @@ impl Manager {
             settings.pools.push(AddressPool::standard());
         }
         let journal = Journal::new(settings.seed);
-        let state = State::load(&settings.cluster, stored, now, settings.unix_at_zero + now)?;
+        let state = State::load(
+            &settings.cluster,
+            stored,
+            now,
+            settings.unix_at_zero + now,
+            settings.seed,
+        )?;
         let known_at_start = state.hosts.len();
         let liveness = state
             .hosts
@@ -235,6 +245,8 @@ impl Manager {
             journal,
             grown: now,
             recalled: false,
+            changed_hosts: BTreeSet::new(),
+            newcomers: BTreeSet::new(),
             outputs: VecDeque::new(),
         })
     }
@@ -334,7 +346,7 @@ impl Manager {
                 .collect();
             for id in masked {
                 tracing::warn!(host = %self.host_name(id), "fell silent; masked");
-                self.tell_host(id, now);
+                self.changed_hosts.insert(id);
                 self.note_host(Action::Down, id);
             }
         }
@@ -354,8 +366,9 @@ impl Manager {
         self.tell_followers(Some(now));
     }
 
-    /// Gathers this turn's changes into one message for each network.
-    pub fn finish_turn(&mut self) {
+    /// Gathers this turn's changes: of hosts into one message, of rows into one for each network.
+    pub fn finish_turn(&mut self, now: Duration) {
+        self.tell_hosts(now);
         for (vni, from) in self.state.take_dirty() {
             let to = self.subscribers(vni);
             for message in self.rows(vni, from) {
@@ -441,7 +454,7 @@ impl Manager {
             Request::Free { vni, epoch } => self.free(vni, epoch, host, now),
             Request::Hosts => Ok(Response::Hosts(self.views(now))),
             Request::SetVxlanPort(port) => self.set_vxlan_port(port, now),
-            Request::TellPort { port, problem } => self.take_port(host, port, problem, now),
+            Request::TellPort { port, problem } => self.take_port(host, port, problem),
             Request::RemoveHost {
                 host: wanted,
                 force,
@@ -457,7 +470,7 @@ impl Manager {
                     .map_or(Role::Worker, |peer| peer.role);
                 self.token(asker, role, rotate, lasts)
             }
-            Request::StandBy { listen } => match self.stand_by(connection, id, listen, now) {
+            Request::StandBy { listen } => match self.stand_by(connection, id, listen) {
                 Ok(()) => return,
                 Err(refused) => Err(refused),
             },

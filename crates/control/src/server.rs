@@ -506,7 +506,7 @@ impl Turns {
         let Ok(manager) = &mut self.manager else {
             return;
         };
-        manager.finish_turn();
+        manager.finish_turn(self.keeper.now());
         let writes = manager.take_writes();
         if !writes.is_empty()
             && let Err(error) = self.keeper.store.commit(&writes)

@@ -72,7 +72,7 @@ impl Bench {
 
     /// Makes a turn durable, and returns the answers in it and whether anything was written but where a search goes on.
     fn turn(&mut self) -> (Vec<(Connection, Vec<u8>)>, bool) {
-        self.manager.finish_turn();
+        self.manager.finish_turn(self.now);
         let writes = self.manager.take_writes();
         self.store.commit(&writes).unwrap();
         let mut replies = Vec::new();

@@ -207,7 +207,7 @@ impl World {
         let Some(manager) = &mut self.manager else {
             return;
         };
-        manager.finish_turn();
+        manager.finish_turn(self.now);
         self.store.commit(&manager.take_writes()).unwrap();
         while let Some(output) = manager.poll_output() {
             if let manager::Output::Send { to, message } = output {

@@ -397,7 +397,7 @@ impl Sim {
 
     /// The end of the manager's turn: durable first, then sent.
     fn flush(&mut self) {
-        self.manager.finish_turn();
+        self.manager.finish_turn(self.now);
         let writes = self.manager.take_writes();
         self.store.commit(&writes).unwrap();
         while let Some(output) = self.manager.poll_output() {

@@ -66,7 +66,7 @@ impl Manager {
             )
             .is_some_and(|known| known.up);
         if changed || !was_up {
-            self.tell_host(id, now);
+            self.changed_hosts.insert(id);
         }
         if !known {
             self.note_host(Action::Join, id);
@@ -91,7 +91,7 @@ impl Manager {
                 blocks_told: BTreeSet::new(),
             },
         );
-        self.welcome(connection, id, warnings, now);
+        self.welcome(connection, id, warnings);
         Ok(())
     }
 
@@ -167,13 +167,7 @@ impl Manager {
         Ok(())
     }
 
-    pub(super) fn welcome(
-        &mut self,
-        connection: Connection,
-        host: HostId,
-        warnings: Vec<String>,
-        now: Duration,
-    ) {
+    pub(super) fn welcome(&mut self, connection: Connection, host: HostId, warnings: Vec<String>) {
         self.send(
             connection,
             ToAgent::Welcome {
@@ -184,7 +178,7 @@ impl Manager {
                 warnings,
             },
         );
-        self.tell_all_hosts(&[connection], now);
+        self.newcomers.insert(connection);
         let (endpoints, names) = self.owned(host);
         for part in endpoints.chunks(ITEMS_PER_MESSAGE) {
             self.send(
@@ -224,7 +218,7 @@ impl Manager {
         if !liveness.up {
             liveness.up = true;
             tracing::info!(host = %self.host_name(host), "is back");
-            self.tell_host(host, now);
+            self.changed_hosts.insert(host);
             self.note_host(Action::Up, host);
         }
     }
@@ -270,40 +264,57 @@ impl Manager {
         self.end_leases(id, now);
         self.state.remove_host(id, self.unix);
         self.liveness.remove(&id);
-        let to = self.connections.keys().copied().collect();
-        let message = ToAgent::Hosts {
-            full: false,
-            hosts: Vec::new(),
-            removed: vec![id],
-        };
-        self.outputs.push_back(Output::Send { to, message });
+        self.changed_hosts.insert(id);
     }
 
     /// The whole list of hosts, to each of these connections.
     pub(super) fn tell_all_hosts(&mut self, to: &[Connection], now: Duration) {
         let mut full = true;
         for hosts in self.views(now).chunks(ITEMS_PER_MESSAGE) {
-            let message = ToAgent::Hosts {
-                full,
-                hosts: hosts.to_vec(),
-                removed: Vec::new(),
-            };
-            let to = to.to_vec();
-            self.outputs.push_back(Output::Send { to, message });
+            let (hosts, removed) = (hosts.to_vec(), Vec::new());
+            self.tell(
+                to,
+                ToAgent::Hosts {
+                    full,
+                    hosts,
+                    removed,
+                },
+            );
             full = false;
         }
     }
 
-    pub(super) fn tell_host(&mut self, id: HostId, now: Duration) {
-        let Some(view) = self.view(id, now) else {
-            return;
-        };
-        let to = self.connections.keys().copied().collect();
-        let message = ToAgent::Hosts {
-            full: false,
-            hosts: vec![view],
-            removed: Vec::new(),
-        };
+    /// Tells newcomers of all hosts, and everybody else of those that changed in this turn: when a thousand come back at once,
+    /// that is one piece of news, and one list for all of them.
+    pub(super) fn tell_hosts(&mut self, now: Duration) {
+        let changed: Vec<HostId> = std::mem::take(&mut self.changed_hosts)
+            .into_iter()
+            .collect();
+        let newcomers = std::mem::take(&mut self.newcomers);
+        let here = self.connections.keys().copied();
+        let (new, known): (Vec<Connection>, Vec<Connection>) =
+            here.partition(|connection| newcomers.contains(connection));
+        if !new.is_empty() {
+            self.tell_all_hosts(&new, now);
+        }
+        for ids in changed.chunks(ITEMS_PER_MESSAGE) {
+            let gone = |id: &&HostId| !self.state.hosts.contains_key(*id);
+            let hosts = ids.iter().filter_map(|id| self.view(*id, now)).collect();
+            let removed = ids.iter().filter(gone).copied().collect();
+            let full = false;
+            self.tell(
+                &known,
+                ToAgent::Hosts {
+                    full,
+                    hosts,
+                    removed,
+                },
+            );
+        }
+    }
+
+    fn tell(&mut self, to: &[Connection], message: ToAgent) {
+        let to = to.to_vec();
         self.outputs.push_back(Output::Send { to, message });
     }
 

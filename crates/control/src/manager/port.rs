@@ -38,7 +38,6 @@ impl Manager {
         host: HostId,
         port: u16,
         problem: Option<String>,
-        now: Duration,
     ) -> Result<Response, String> {
         let Some(info) = self.state.hosts.get(&host) else {
             return Err("this host is not known: it left the cluster".to_owned());
@@ -67,7 +66,7 @@ impl Manager {
         if let Some(liveness) = self.liveness.get_mut(&host) {
             liveness.port_problem = problem;
         }
-        self.tell_host(host, now);
+        self.changed_hosts.insert(host);
         Ok(Response::Done)
     }
 }

@@ -49,7 +49,6 @@ impl Manager {
         connection: Connection,
         call: u64,
         listen: SocketAddr,
-        now: Duration,
     ) -> Result<(), String> {
         let peer = self.connections.get(&connection);
         let Some(host) = peer
@@ -68,7 +67,7 @@ impl Manager {
         }
         if self.state.put_standby(host, listen) {
             tracing::info!(host = %self.host_name(host), %listen, "stands by as a manager");
-            self.tell_host(host, now);
+            self.changed_hosts.insert(host);
         }
         self.outputs
             .push_back(Output::Authority { connection, call });

@@ -189,12 +189,14 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The state of these entries. `now` starts the rest of every free address anew; `unix` is the time since 1970.
+    /// The state of these entries. `now` starts the rest of every free address anew; `unix` is the time since 1970; `seed` is
+    /// random.
     pub(super) fn load(
         cluster: &str,
         entries: &BTreeMap<String, String>,
         now: Duration,
         unix: Duration,
+        seed: u64,
     ) -> Result<Self, StateError> {
         let mut state = Self {
             cluster: cluster.to_owned(),
@@ -232,7 +234,7 @@ impl State {
                 state.put_ticket(role, Ticket::random());
             }
         }
-        state.begin(unix);
+        state.begin(unix, seed);
         Ok(state)
     }
 
@@ -323,13 +325,13 @@ impl State {
         Ok(())
     }
 
-    /// Begins a life of the store: above what any life that was lost may have issued, as long as the clock is right.
-    fn begin(&mut self, unix: Duration) {
+    /// Begins a life of the store: above what any life that was lost may have issued, as long as the clock is right. A clock
+    /// that was ahead once and is put right hides that; the random step keeps two lives that began from one copy apart.
+    fn begin(&mut self, unix: Duration, seed: u64) {
         let milliseconds = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
-        let start = Epoch::new(self.last.generation(), milliseconds);
-        if start <= self.last {
-            return;
-        }
+        let clock = Epoch::new(self.last.generation(), milliseconds);
+        let above = self.last.max(clock).get();
+        let start = Epoch::from_bits(above.saturating_add(1 + seed % LIFE_SPREAD));
         self.gaps.push((self.last, start));
         if self.gaps.len() > GAPS_MAX {
             // A wider gap is one snapshot too many, for who was away that long.
@@ -657,6 +659,8 @@ impl State {
     }
 }
 
+/// Lives begin up to this far above the clock's milliseconds: a million of them before a generation is used up.
+const LIFE_SPREAD: u64 = 1 << 28;
 /// Starts of the manager that are told apart.
 const GAPS_MAX: usize = 256;
 /// VNIs below are left to networks that name theirs.

@@ -97,7 +97,7 @@ impl Bench {
     }
 
     pub(super) fn turn(&mut self) {
-        self.manager.finish_turn();
+        self.manager.finish_turn(NOW);
         while let Some(output) = self.manager.poll_output() {
             if let Output::Send { to, message } = output {
                 self.sent

@@ -1,0 +1,62 @@
+//! A datapath in memory, for tests and fuzz targets: what becomes of one that is told of changes alone.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use vtep::MacAddr;
+
+use crate::host::HostId;
+use crate::table::{MemberState, Table, TableChange};
+
+/// One network as a datapath has it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// Who answers for an address.
+    pub neighbors: BTreeMap<IpAddr, MacAddr>,
+    /// Where a MAC address is.
+    pub macs: BTreeMap<MacAddr, HostId>,
+    /// Hosts that take part, and whether floods go to them.
+    pub members: BTreeMap<HostId, bool>,
+}
+
+impl Installed {
+    /// What a datapath has that is given the whole table at once.
+    #[must_use]
+    pub fn from_table(table: &Table) -> Self {
+        let mut installed = Self::default();
+        installed.apply(&table.as_changes());
+        installed
+    }
+
+    /// Does as it is told.
+    pub fn apply(&mut self, changes: &[TableChange]) {
+        for change in changes {
+            match *change {
+                TableChange::Neighbor { ip, mac: Some(mac) } => {
+                    self.neighbors.insert(ip, mac);
+                }
+                TableChange::Neighbor { ip, mac: None } => {
+                    self.neighbors.remove(&ip);
+                }
+                TableChange::Mac {
+                    mac,
+                    host: Some(host),
+                } => {
+                    self.macs.insert(mac, host);
+                }
+                TableChange::Mac { mac, host: None } => {
+                    self.macs.remove(&mac);
+                }
+                TableChange::Member {
+                    host,
+                    state: MemberState::Absent,
+                } => {
+                    self.members.remove(&host);
+                }
+                TableChange::Member { host, state } => {
+                    self.members.insert(host, state == MemberState::Up);
+                }
+            }
+        }
+    }
+}
