@@ -276,10 +276,15 @@ impl Manager {
                 self.subscribe(connection, vni, (generation, revision), network);
             }
             ToManager::Unsubscribe { vni } => {
-                if let Some(peer) = self.connections.get_mut(&connection) {
-                    peer.subscriptions.remove(&vni);
+                let Some(peer) = self.connections.get_mut(&connection) else {
+                    return;
+                };
+                peer.subscriptions.remove(&vni);
+                if peer.blocks_told.contains(&vni) {
+                    self.give_up_lease(vni, host);
+                } else {
+                    self.end_lease(vni, host, now);
                 }
-                self.end_lease(vni, host, now);
             }
             ToManager::Lease { vni, held } => self.lease(connection, host, vni, &held, now),
             ToManager::Publish {

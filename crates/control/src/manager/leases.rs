@@ -84,7 +84,13 @@ impl Manager {
         }
     }
 
-    /// A host does not follow this network any more, so it has none of its addresses.
+    /// A host does not follow this network any more, and said on this connection what it had: nothing of that was used since,
+    /// because a manager answered. So it need not rest.
+    pub(super) fn give_up_lease(&mut self, vni: Vni, host: HostId) {
+        self.state.drop_block(vni, host);
+    }
+
+    /// A host has none of this network's addresses any more, and may have used them.
     pub(super) fn end_lease(&mut self, vni: Vni, host: HostId, now: Duration) {
         self.state.put_block(vni, host, Vec::new(), now);
     }

@@ -575,7 +575,7 @@ impl State {
         }
     }
 
-    /// A host has lost its block; nobody else has waited for longer.
+    /// A host has no block any more, and has not used it, or not for longer than any address rests.
     pub(super) fn drop_block(&mut self, vni: Vni, host: HostId) {
         self.set_block(vni, host, Vec::new());
     }
