@@ -277,11 +277,11 @@ impl AgentHandle {
     ) -> Result<Endpoint, LeaseError> {
         let mut core = self.shared.core();
         let (endpoint, left) = core.agent.take_leased(vni, container, ips)?;
+        // Before anybody uses it: a later agent must not take it again.
         if let Some(cache) = &mut core.cache {
-            // Before anybody uses it: a later agent must not take it again.
             cache.record(&left.encode());
-            cache.flush(false, now());
         }
+        core.keep(now());
         Ok(endpoint)
     }
 
@@ -354,6 +354,11 @@ fn restore(agent: &mut Agent, config: CacheConfig, cluster: &str) -> TableCache 
 impl Core {
     fn handle_timeout(&mut self, now: Duration) {
         self.agent.handle_timeout(now);
+        self.keep(now);
+    }
+
+    /// Writes down what an agent that comes after this one must know.
+    fn keep(&mut self, now: Duration) {
         if let Some(cache) = &mut self.cache {
             if cache.wants_rewrite(now) {
                 cache.rewrite(&self.agent.snapshot(&self.cluster_id), now);
