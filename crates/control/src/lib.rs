@@ -38,6 +38,7 @@ mod server;
 pub mod store;
 pub mod subnet;
 pub mod table;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tls;
 mod token;
