@@ -10,7 +10,7 @@
 //! | | [`Backend::Offload`] | [`Backend::Plain`] |
 //! |---|---|---|
 //! | made by | our own ioctls | the tun-tap crate |
-//! | queues | one for each worker | one, shared for writing |
+//! | queues | one for each worker, or one that they share ([`Sharing`]) | one that they share |
 //! | vnet header | yes: partial checksums and super-frames both ways | no |
 //!
 //! What this module does *not* do: addresses, link state, MAC and MTU (netlink's work), and any
@@ -157,25 +157,37 @@ pub struct OpenTap {
     pub control: TapControl,
 }
 
-/// Makes a new TAP for `workers` workers in the calling thread's namespace. It is not persistent yet:
+/// Who gets a queue of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// Workers, each of which delivers.
+    pub workers: usize,
+    /// The worker that reads where there is only one queue; counted from 0, past the last one from the first again.
+    pub reader: usize,
+    /// One queue for all, also where each could have its own.
+    pub one_queue: bool,
+}
+
+impl Sharing {
+    /// For each worker, whether it is the one that reads a shared queue.
+    fn who_reads(self) -> impl Iterator<Item = bool> {
+        let workers = self.workers.max(1);
+        (0..workers).map(move |worker| worker == self.reader % workers)
+    }
+}
+
+/// Makes a new TAP for the workers in the calling thread's namespace. It is not persistent yet:
 /// dropping what is returned removes it.
-///
-/// `reader` is the worker that reads where there is only one queue.
 ///
 /// # Errors
 /// See [`TapError`]; nothing is left behind.
-pub fn create(
-    ifname: &str,
-    backend: Backend,
-    workers: usize,
-    reader: usize,
-) -> Result<OpenTap, TapError> {
+pub fn create(ifname: &str, backend: Backend, sharing: Sharing) -> Result<OpenTap, TapError> {
     check_name(ifname)?;
     check_device()?;
     if exists(ifname) {
         return Err(TapError::Exists(ifname.to_owned()));
     }
-    attach(ifname, backend, workers, reader)
+    attach(ifname, backend, sharing)
 }
 
 /// Opens a persistent TAP again by name, in the calling thread's namespace. Its addresses, routes, MAC,
@@ -183,30 +195,20 @@ pub fn create(
 ///
 /// # Errors
 /// See [`TapError`]; [`TapError::Missing`] when the interface is gone.
-pub fn open(
-    ifname: &str,
-    backend: Backend,
-    workers: usize,
-    reader: usize,
-) -> Result<OpenTap, TapError> {
+pub fn open(ifname: &str, backend: Backend, sharing: Sharing) -> Result<OpenTap, TapError> {
     check_name(ifname)?;
     check_device()?;
     // TUNSETIFF makes what it doesn't find, and there is no flag that forbids it.
     if !exists(ifname) {
         return Err(TapError::Missing(ifname.to_owned()));
     }
-    attach(ifname, backend, workers, reader)
+    attach(ifname, backend, sharing)
 }
 
-fn attach(
-    ifname: &str,
-    backend: Backend,
-    workers: usize,
-    reader: usize,
-) -> Result<OpenTap, TapError> {
+fn attach(ifname: &str, backend: Backend, sharing: Sharing) -> Result<OpenTap, TapError> {
     match backend {
-        Backend::Offload => offload::attach(ifname, workers),
-        Backend::Plain => plain::attach(ifname, workers, reader),
+        Backend::Offload => offload::attach(ifname, sharing),
+        Backend::Plain => plain::attach(ifname, sharing),
     }
 }
 

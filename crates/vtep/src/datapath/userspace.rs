@@ -19,7 +19,7 @@ use crate::misdelivery::{Misdelivered, Misdeliveries};
 use crate::paths::{PathMonitor, Paths};
 use crate::probe::{self, Nonce, ProbeRegistry, ProbeWatch};
 use crate::stats::{Counters, WorkerCounters};
-use crate::tap::{self, OpenTap, TapControl, TapError};
+use crate::tap::{self, OpenTap, Sharing, TapControl, TapError};
 use crate::udp::{Batching, ErrorWatch, ReceiveSocket, SendSockets, UdpUnderlay};
 use crate::worker::{Command, Worker, WorkerConfig, WorkerThread};
 
@@ -27,6 +27,9 @@ use crate::worker::{Command, Worker, WorkerConfig, WorkerThread};
 const WORKERS_DEFAULT_MAX: usize = 8;
 /// The kernel gives one TAP no more queues (`MAX_TAP_QUEUES`).
 const WORKERS_MAX: usize = 256;
+/// Ports up to here have a queue for each worker, those above one queue that all share: queues cost the kernel memory, and one
+/// container of so many seldom needs more than a core.
+const MULTI_QUEUE_PORTS: usize = 256;
 /// Files to be allowed: each port takes one a worker and one more.
 const FILES_WANTED: u64 = 262_144;
 
@@ -197,15 +200,21 @@ impl UserspaceDatapath {
         &self,
         spec: &PortSpec,
         ports: &HashMap<PortId, AttachedPort>,
-        opener: fn(&str, Backend, usize, usize) -> Result<OpenTap, TapError>,
+        opener: fn(&str, Backend, Sharing) -> Result<OpenTap, TapError>,
     ) -> Result<OpenTap, DatapathError> {
         let id = spec.id;
         if ports.contains_key(&id) {
             return Err(DatapathError::AlreadyAttached(id));
         }
-        let reader = self.reader(id);
+        let workers = self.workers.len();
+        let sharing = Sharing {
+            workers,
+            // Which worker reads where there is one queue.
+            reader: usize::try_from(id.0).unwrap_or(0) % workers,
+            one_queue: ports.len() >= MULTI_QUEUE_PORTS,
+        };
         spec.netns
-            .run(|| opener(&spec.ifname, spec.backend, self.workers.len(), reader))
+            .run(|| opener(&spec.ifname, spec.backend, sharing))
             .map_err(|source| DatapathError::Namespace { id, source })?
             .map_err(|source| DatapathError::Tap { id, source })
     }
@@ -263,11 +272,6 @@ impl UserspaceDatapath {
         drop(done);
         let _ = finished.recv();
         Some(port)
-    }
-
-    /// Which worker reads the only queue of a plain port.
-    fn reader(&self, id: PortId) -> usize {
-        usize::try_from(id.0).unwrap_or(0) % self.workers.len()
     }
 }
 

@@ -14,10 +14,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
-use super::{Backend, DEVICE, Failure, OpenTap, TapControl, TapError, failure, write_frame};
+use super::{
+    Backend, DEVICE, Failure, OpenTap, Sharing, TapControl, TapError, failure, write_frame,
+};
 use crate::edge::{Offload, Refusal, SendReport, Tap, TapFeatures, TapFrame};
 use crate::frame::FrameBuf;
 
@@ -31,8 +34,8 @@ const BATCH_BYTES: usize = 512 << 10;
 /// Linux takes these two only together.
 const TUN_F_USO: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
-/// Opens `queues` queues on `ifname`, which is made if it is not there.
-pub(super) fn attach(ifname: &str, queues: usize) -> Result<OpenTap, TapError> {
+/// Opens the queues of `ifname`, which is made if it is not there: one for each worker, or one for all.
+pub(super) fn attach(ifname: &str, sharing: Sharing) -> Result<OpenTap, TapError> {
     let open = |error| TapError::from_open(ifname, Backend::Offload, error);
     let io_error = |operation| {
         move |source| TapError::Io {
@@ -41,9 +44,7 @@ pub(super) fn attach(ifname: &str, queues: usize) -> Result<OpenTap, TapError> {
             source,
         }
     };
-    let mut opened: Vec<Box<dyn Tap>> = Vec::with_capacity(queues);
-    let mut control: Option<OwnedFd> = None;
-    for _ in 0..queues.max(1) {
+    let open_queue = || {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -54,35 +55,45 @@ pub(super) fn attach(ifname: &str, queues: usize) -> Result<OpenTap, TapError> {
         // Both belong to the interface, not the queue; setting them again is harmless.
         set_vnet_header_len(&file).map_err(io_error("set the vnet header of"))?;
         let features = offer(&file).map_err(io_error("set the offloads of"))?;
-        if control.is_none() {
-            control = Some(
-                file.try_clone()
-                    .map_err(io_error("duplicate a queue of"))?
-                    .into(),
-            );
-        }
-        opened.push(Box::new(OffloadTap { file, features }));
+        Ok((Arc::new(file), features))
+    };
+    let (first, features) = open_queue()?;
+    let control = first
+        .try_clone()
+        .map_err(io_error("duplicate a queue of"))?;
+    let mut queues: Vec<Box<dyn Tap>> = Vec::with_capacity(sharing.workers);
+    for (worker, reads) in sharing.who_reads().enumerate() {
+        let file = if worker == 0 || sharing.one_queue {
+            Arc::clone(&first)
+        } else {
+            open_queue()?.0
+        };
+        queues.push(Box::new(OffloadTap {
+            file,
+            features,
+            reads: reads || !sharing.one_queue,
+        }));
     }
-    let control = control.expect("invariant: the loop above ran at least once");
     Ok(OpenTap {
-        features: opened
-            .first()
-            .map_or_else(TapFeatures::default, |queue| queue.features()),
-        queues: opened,
-        control: TapControl::new(control),
+        queues,
+        features,
+        control: TapControl::new(control.into()),
     })
 }
 
-/// One queue of a multi-queue TAP.
+/// A worker's hold on a queue of a multi-queue TAP.
 struct OffloadTap {
-    file: File,
+    file: Arc<File>,
     features: TapFeatures,
+    /// Whether frames are read by it: of those that share a queue one does.
+    reads: bool,
 }
 
 impl Tap for OffloadTap {
     fn recv(&mut self, bufs: &mut [FrameBuf]) -> io::Result<usize> {
         let (mut count, mut bytes) = (0, 0);
-        while bytes < BATCH_BYTES
+        while self.reads
+            && bytes < BATCH_BYTES
             && let Some(buf) = bufs.get_mut(count)
         {
             // The header lies before the frame: a read into one place costs a tenth less than into two.
@@ -134,7 +145,7 @@ impl Tap for OffloadTap {
     }
 
     fn as_raw_fd(&self) -> Option<RawFd> {
-        Some(self.file.as_raw_fd())
+        self.reads.then(|| self.file.as_raw_fd())
     }
 }
 

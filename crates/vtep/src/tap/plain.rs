@@ -10,13 +10,12 @@ use std::sync::Arc;
 
 use tun_tap::{Iface, Mode};
 
-use super::{Backend, Failure, OpenTap, TapControl, TapError, failure, write_frame};
+use super::{Backend, Failure, OpenTap, Sharing, TapControl, TapError, failure, write_frame};
 use crate::edge::{Offload, SendReport, Tap, TapFeatures, TapFrame};
 use crate::frame::FrameBuf;
 
 /// Opens the one queue of `ifname`, which is made if it is not there, and hands it to all workers.
-pub(super) fn attach(ifname: &str, workers: usize, reader: usize) -> Result<OpenTap, TapError> {
-    let workers = workers.max(1);
+pub(super) fn attach(ifname: &str, sharing: Sharing) -> Result<OpenTap, TapError> {
     let iface = Iface::without_packet_info(ifname, Mode::Tap)
         .map_err(|error| TapError::from_open(ifname, Backend::Plain, error))?;
     let io_error = |operation, source| TapError::Io {
@@ -33,9 +32,9 @@ pub(super) fn attach(ifname: &str, workers: usize, reader: usize) -> Result<Open
         .try_clone_to_owned()
         .map_err(|error| io_error("duplicate the queue of", error))?;
     let iface = Arc::new(iface);
-    let queues = (0..workers)
-        .map(|worker| -> Box<dyn Tap> {
-            let reads = worker == reader % workers;
+    let queues = sharing
+        .who_reads()
+        .map(|reads| -> Box<dyn Tap> {
             Box::new(PlainTap {
                 iface: Arc::clone(&iface),
                 reads,
