@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// Most hosts of one lab: the last octets above are the router's and the bench's own hosts'.
 pub(crate) const MAX_HOSTS: u16 = 200;
 /// Most containers on one host of a lab.
-pub(crate) const MAX_CONTAINERS: u16 = 200;
+pub(crate) const MAX_CONTAINERS: u16 = 1000;
 /// Longest name of a lab: a socket's path has 108 bytes, and a container's name 63.
 const MAX_LEN: usize = 32;
 

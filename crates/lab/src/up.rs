@@ -1,10 +1,12 @@
 //! `towline lab up`: hosts, agents, a cluster, a network, containers; all of it or nothing.
 
 use std::collections::HashSet;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use ipnet::{IpNet, Ipv4Net};
 use netns::Netns;
 
 use crate::agent::{Agent, Host};
@@ -16,6 +18,11 @@ use crate::{NETWORK, down, interrupt, limits};
 
 /// How long the tables may take to reach every host.
 const TABLES_PATIENCE: Duration = Duration::from_secs(15);
+/// Of the overlay network, when none is asked for: the first that has room.
+const SUBNETS: [Ipv4Net; 2] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 9, 0), 24),
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 9, 0, 0), 16),
+];
 /// What each container runs: nothing, for longer than any lab.
 const COMMAND: [&str; 2] = ["sleep", "infinity"];
 
@@ -33,8 +40,9 @@ pub struct UpArgs {
     #[arg(long, default_value = "lab")]
     name: LabName,
     /// Subnet of the lab's overlay network 'myoverlay'
-    #[arg(long, default_value = "10.0.9.0/24", value_name = "CIDR")]
-    subnet: ipnet::IpNet,
+    /// [default: 10.0.9.0/24; 10.9.0.0/16 where that has no room for all containers]
+    #[arg(long, value_name = "CIDR")]
+    subnet: Option<IpNet>,
     /// How the underlay carries packets
     #[arg(long, value_enum, default_value_t)]
     wire: Wire,
@@ -55,7 +63,7 @@ impl UpArgs {
 /// Brings the lab up. When any step fails, or at Ctrl-C, what was made is taken away again.
 pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let lab = &args.name;
-    check(args)?;
+    let subnet = check(args)?;
     interrupt::catch()?;
     let folder = Folder::of(lab);
     folder.create()?;
@@ -67,7 +75,7 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let settings = Settings {
         hosts: args.hosts,
         containers: args.containers,
-        subnet: args.subnet,
+        subnet,
         wire: args.wire,
         underlay: args.underlay,
     };
@@ -87,29 +95,35 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses before anything has changed.
-fn check(args: &UpArgs) -> anyhow::Result<()> {
+/// Refuses before anything has changed. Returns the subnet to use.
+fn check(args: &UpArgs) -> anyhow::Result<IpNet> {
     crate::require_root("lab up")?;
     if !Path::new("/dev/net/tun").exists() {
         bail!("there is no /dev/net/tun: load the module with 'modprobe tun'");
     }
     crate::require_tool("nft", "nftables")?;
-    if args.subnet != args.subnet.trunc() {
+    let containers = u128::from(args.hosts) * u128::from(args.containers);
+    subnet_for(containers, args.subnet)
+}
+
+/// The subnet that was asked for, or the first of the usual ones that has room.
+fn subnet_for(containers: u128, wanted: Option<IpNet>) -> anyhow::Result<IpNet> {
+    let usual = || {
+        let subnets = SUBNETS.map(IpNet::from);
+        let fits = subnets.into_iter().find(|net| room_of(*net) >= containers);
+        fits.unwrap_or(subnets[0])
+    };
+    let subnet = wanted.unwrap_or_else(usual);
+    if subnet != subnet.trunc() {
+        bail!("invalid subnet {subnet}: it should be {}", subnet.trunc());
+    }
+    let room = room_of(subnet);
+    if containers > room {
         bail!(
-            "invalid subnet {}: it should be {}",
-            args.subnet,
-            args.subnet.trunc()
+            "{subnet} has room for {room} containers, {containers} are asked for: give a larger --subnet"
         );
     }
-    let room = room_of(args.subnet);
-    let wanted = u128::from(args.hosts) * u128::from(args.containers);
-    if wanted > room {
-        bail!(
-            "{} has room for {room} containers, {wanted} are asked for: give a larger --subnet",
-            args.subnet
-        );
-    }
-    Ok(())
+    Ok(subnet)
 }
 
 /// Refuses while anything of an earlier lab, or of somebody else under its names, is there.
@@ -129,7 +143,7 @@ fn check_vacant(lab: &LabName, folder: &Folder) -> anyhow::Result<()> {
 }
 
 /// How many containers a subnet has addresses for: all but its own, the gateway's, and in IPv4 the broadcast address.
-fn room_of(subnet: ipnet::IpNet) -> u128 {
+fn room_of(subnet: IpNet) -> u128 {
     let bits = u32::from(subnet.max_prefix_len() - subnet.prefix_len());
     1_u128
         .checked_shl(bits)
@@ -198,7 +212,7 @@ pub(crate) fn make_cluster(hosts: &[Host], kind: Kind, underlay: Underlay) -> an
 }
 
 /// Makes the lab's network.
-pub(crate) fn make_network(host: &Host, subnet: ipnet::IpNet) -> anyhow::Result<()> {
+pub(crate) fn make_network(host: &Host, subnet: IpNet) -> anyhow::Result<()> {
     host.towline(&[
         "network",
         "create",
@@ -275,5 +289,19 @@ mod tests {
         assert_eq!(room_of("10.0.9.1/32".parse().unwrap()), 0);
         assert!(room_of("fd00::/64".parse().unwrap()) > 1 << 60);
         assert!(room_of("::/0".parse().unwrap()) > 1 << 60);
+    }
+
+    #[test]
+    fn a_subnet_that_nobody_asked_for_has_room() {
+        let chosen = |containers| subnet_for(containers, None).unwrap().to_string();
+        assert_eq!(chosen(0), "10.0.9.0/24");
+        assert_eq!(chosen(253), "10.0.9.0/24");
+        assert_eq!(chosen(1000), "10.9.0.0/16");
+        assert!(subnet_for(100_000, None).is_err());
+        let wanted = Some("10.0.9.0/24".parse().unwrap());
+        let error = subnet_for(254, wanted).unwrap_err().to_string();
+        assert!(error.contains("room for 253"), "{error}");
+        let crooked = Some("10.0.9.1/24".parse().unwrap());
+        assert!(subnet_for(1, crooked).is_err());
     }
 }
