@@ -23,6 +23,7 @@ use crossbeam_channel::Receiver;
 use netns::{NetlinkError, Netns, NetnsError};
 use serde::Serialize;
 
+pub use crate::announce::Announcement;
 pub use crate::capture::{Capture, CaptureFilter};
 pub use crate::edge::TapFeatures;
 use crate::fdb::{Change, PortId, Tables};
@@ -134,6 +135,10 @@ pub trait Datapath: Send + Sync {
     /// Changes the tables, all of `changes` at once for every reader. Ports come and go by [`Self::attach`] and
     /// [`Self::detach`], not by this.
     fn apply(&self, changes: &[Change]);
+
+    /// Tells the containers here that an address has another MAC than they may remember, if the tables still say so when their turn
+    /// comes. Returns how many ports that is for: whoever calls it limits how often.
+    fn announce(&self, announcement: Announcement) -> usize;
 
     /// Receives on this UDP port of the same address from now on, and no longer on the one before.
     ///

@@ -17,6 +17,7 @@
 //!
 //! This crate does not know managers, containers, Docker, NAT or names: whoever uses it hands it tables.
 
+pub mod announce;
 pub mod arp;
 pub mod budget;
 pub mod capture;

@@ -182,6 +182,8 @@ counters! {
     answers,
     /// Containers told that a packet is too big for its path.
     too_big_answers,
+    /// Containers told that an address has another MAC.
+    announcements,
 }
 
 impl WorkerCounters {

@@ -15,6 +15,7 @@
 //! The worker itself never waits and never asks for the time: [`Worker::run_once`] drives it in tests with edges in
 //! memory, and a thread of the datapath with the kernel's events.
 
+mod announcing;
 mod delivery;
 mod inward;
 mod ledger;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
+use vtep::announce::Announcement;
 use vtep::arp::Arp;
 use vtep::edge::{Offload, OuterFields};
 use vtep::ethernet::{self, Frame};
@@ -281,6 +282,48 @@ fn arp_is_answered_without_a_datagram() {
         ),
         (mac(2), 1, 0)
     );
+}
+
+#[test]
+fn another_mac_is_announced_to_the_ports_here_and_to_nobody_else() {
+    for backend in [Backend::Offload, Backend::Plain] {
+        let mut cluster = Cluster::new(backend);
+        let reused = Announcement {
+            vni: vni(VNI),
+            ip: ip(2),
+            mac: mac(3),
+        };
+        let own = Announcement {
+            ip: ip(1),
+            mac: mac(1),
+            ..reused
+        };
+        let host = cluster.host(1);
+        // Not what the tables say.
+        host.worker.announce(&reused);
+        host.writer.apply(&[Change::SetNeighbor {
+            vni: vni(VNI),
+            ip: ip(2),
+            mac: mac(3),
+        }]);
+        host.worker.announce(&reused);
+        // Its owner is not told.
+        host.worker.announce(&own);
+        // No network of this host.
+        let elsewhere = Announcement {
+            vni: vni(VNI + 1),
+            ..reused
+        };
+        host.worker.announce(&elsewhere);
+        cluster.run();
+        let mut expected = Vec::new();
+        reused.emit(&mut expected);
+        assert_eq!(cluster.taken(1), [expected]);
+        assert!(cluster.wire.take_seen().is_empty());
+        let sum = Counters::sum([&cluster.host(1).counters]);
+        assert_eq!((sum.announcements, sum.frames_out), (1, 1));
+        cluster.assert_drops(1, &[]);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! A container does not depend on the agent: its interface persists, its shim
 //! is no child of the agent. A new agent takes up again what it finds.
 
+mod announce;
 mod capture;
 pub(crate) mod container;
 mod dispatch;

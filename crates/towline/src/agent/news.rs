@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::Context as _;
 use control::Event;
 
-use super::{Agent, Member, container, installed, manager, misdelivery, port};
+use super::{Agent, Member, announce, container, installed, manager, misdelivery, port};
 
 /// Starts following; ends when control does.
 ///
@@ -28,6 +28,7 @@ pub(super) fn start(agent: &Arc<Agent>, member: &Arc<Member>) -> anyhow::Result<
             }
         })
         .context("cannot start a thread")?;
+    announce::start(member)?;
     misdelivery::start(member)
 }
 

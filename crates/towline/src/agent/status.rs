@@ -49,6 +49,12 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
     warnings.extend(member.port.problem().map(|problem| {
         format!("this host can't receive on the cluster's VXLAN port: {problem}; it goes on with the one it has")
     }));
+    let missed = member.follower.announcements().missed();
+    if missed > 0 {
+        warnings.push(format!(
+            "addresses changed faster than containers could be told: {missed} times they were left to find out, within a minute"
+        ));
+    }
     let remotes = traffic::remotes(member);
     warnings.extend(traffic::narrow_paths(&remotes));
     if !control.masked.is_empty() {

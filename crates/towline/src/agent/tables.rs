@@ -9,9 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use control::{HostId, HostView, MemberState, Network, TableChange};
-use vtep::datapath::Datapath;
+use vtep::datapath::{Announcement, Datapath};
 use vtep::fdb::{Change, NetworkConfig};
 use vtep::{MacAddr, Vni};
+
+use super::announce::Announcements;
 
 /// What the datapath must know of a network.
 pub(super) fn network_config(network: &Network) -> NetworkConfig {
@@ -32,8 +34,16 @@ pub(super) fn network_config(network: &Network) -> NetworkConfig {
 #[derive(Debug, Default)]
 struct Table {
     macs: HashMap<MacAddr, HostId>,
-    neighbors: HashMap<IpAddr, MacAddr>,
+    neighbors: HashMap<IpAddr, Neighbor>,
     members: HashMap<HostId, MemberState>,
+}
+
+/// Who answers for an address.
+#[derive(Debug)]
+struct Neighbor {
+    /// Its MAC; the last one it had while it is not `up`, because containers may still remember that.
+    mac: MacAddr,
+    up: bool,
 }
 
 /// Turns news into table changes.
@@ -42,6 +52,8 @@ struct Translator {
     own: HostId,
     hosts: HashMap<HostId, HostView>,
     tables: HashMap<Vni, Table>,
+    /// Addresses that came up with another MAC than the last, until somebody takes them.
+    moved: Vec<Announcement>,
 }
 
 impl Translator {
@@ -50,6 +62,7 @@ impl Translator {
             own,
             hosts: HashMap::new(),
             tables: HashMap::new(),
+            moved: Vec::new(),
         }
     }
 
@@ -100,11 +113,16 @@ impl Translator {
             };
             match *change {
                 TableChange::Neighbor { ip, mac: Some(mac) } => {
-                    table.neighbors.insert(ip, mac);
+                    let before = table.neighbors.insert(ip, Neighbor { mac, up: true });
+                    if before.is_some_and(|before| before.mac != mac) {
+                        self.moved.push(Announcement { vni, ip, mac });
+                    }
                     changes.push(Change::SetNeighbor { vni, ip, mac });
                 }
                 TableChange::Neighbor { ip, mac: None } => {
-                    table.neighbors.remove(&ip);
+                    if let Some(neighbor) = table.neighbors.get_mut(&ip) {
+                        neighbor.up = false;
+                    }
                     changes.push(Change::RemoveNeighbor { vni, ip });
                 }
                 TableChange::Mac {
@@ -142,8 +160,9 @@ impl Translator {
             .map(|mac| Change::RemoveFdb { vni, mac });
         let ips = table
             .neighbors
-            .into_keys()
-            .map(|ip| Change::RemoveNeighbor { vni, ip });
+            .into_iter()
+            .filter(|(_, neighbor)| neighbor.up)
+            .map(|(ip, _)| Change::RemoveNeighbor { vni, ip });
         let members = table
             .members
             .into_keys()
@@ -188,6 +207,7 @@ impl Translator {
 pub(super) struct Follower {
     datapath: Arc<dyn Datapath>,
     translator: Mutex<Translator>,
+    announcements: Announcements,
 }
 
 impl Follower {
@@ -195,6 +215,7 @@ impl Follower {
         Self {
             datapath,
             translator: Mutex::new(Translator::new(own)),
+            announcements: Announcements::default(),
         }
     }
 
@@ -211,6 +232,15 @@ impl Follower {
         let mut translator = self.lock();
         let changes = translator.table(vni, news);
         self.datapath.apply(&changes);
+        // Behind the tables: a container that asks back must hear the same.
+        for moved in translator.moved.drain(..) {
+            self.announcements.push(moved);
+        }
+    }
+
+    /// What the containers here are still to be told.
+    pub(super) const fn announcements(&self) -> &Announcements {
+        &self.announcements
     }
 
     /// A network is followed from now on; a second time is harmless.
@@ -403,6 +433,32 @@ mod tests {
             [],
             "nothing new, nothing said"
         );
+    }
+
+    #[test]
+    fn an_address_that_has_another_mac_is_announced_once() {
+        let mut translator = following();
+        let ip = IpAddr::from([10, 0, 9, 2]);
+        let mut tell = |mac: Option<u8>| {
+            let mac = mac.map(self::mac);
+            translator.table(vni(), &[TableChange::Neighbor { ip, mac }]);
+            std::mem::take(&mut translator.moved)
+        };
+        let announced = |n| {
+            let (vni, mac) = (vni(), mac(n));
+            [Announcement { vni, ip, mac }]
+        };
+        assert_eq!(tell(Some(1)), [], "nobody can remember another");
+        assert_eq!(tell(Some(2)), announced(2));
+        assert_eq!(tell(None), []);
+        assert_eq!(tell(Some(2)), [], "what is remembered is right");
+        assert_eq!(tell(None), []);
+        assert_eq!(
+            tell(Some(3)),
+            announced(3),
+            "freed and given away: remembered"
+        );
+        assert_eq!(tell(Some(3)), []);
     }
 
     #[test]

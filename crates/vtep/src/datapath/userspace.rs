@@ -9,7 +9,8 @@ use crossbeam_channel::{Receiver, bounded};
 use netns::{Netlink, Netns};
 
 use super::{
-    Backend, BackendStatus, Datapath, DatapathError, DatapathStatus, PortSpec, StartError,
+    Announcement, Backend, BackendStatus, Datapath, DatapathError, DatapathStatus, PortSpec,
+    StartError,
 };
 use crate::capture::{Capture, CaptureFilter, CaptureHub};
 use crate::edge::{Datagram, OuterFields, TapFeatures};
@@ -352,6 +353,19 @@ impl Datapath for UserspaceDatapath {
             self.allow_unsummed();
         }
         lock(&self.writer).apply(changes);
+    }
+
+    fn announce(&self, announcement: Announcement) -> usize {
+        let tables = self.tables.load();
+        let ports = tables
+            .network(announcement.vni)
+            .map_or(0, |network| network.ports().len());
+        // Every worker reaches every port; one tells them all.
+        let worker = usize::try_from(announcement.vni.get()).unwrap_or(0) % self.workers.len();
+        if ports > 0 {
+            self.workers[worker].command(Command::Announce(announcement));
+        }
+        ports
     }
 
     fn listen_on(&self, port: u16) -> Result<(), StartError> {

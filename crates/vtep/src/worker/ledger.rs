@@ -82,6 +82,11 @@ impl<'a> Ledger<'a> {
         self.counters.too_big_answers(1);
     }
 
+    /// A container was told that an address has another MAC.
+    pub(super) fn announced(&self) {
+        self.counters.announcements(1);
+    }
+
     /// A remote's datagrams came, in number and in bytes of payload.
     #[inline]
     pub(super) fn datagrams_in(&self, from: SocketAddr, count: u64, bytes: u64) {

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::Worker;
 use super::wait::{Waiter, Waker};
+use crate::announce::Announcement;
 use crate::edge::{Tap, Underlay};
 use crate::fdb::PortId;
 use crate::tap::Backend;
@@ -18,7 +19,7 @@ use crate::tap::Backend;
 const COMMANDS: u64 = 1 << 32;
 const UNDERLAY: u64 = 2 << 32;
 
-/// What a worker's thread is told. Dropping `done` says that it has been done.
+/// What a worker's thread is told. Dropping `done`, where there is one, says that it has been done.
 pub(crate) enum Command<U> {
     /// Here is this worker's queue of a port.
     AddPort {
@@ -30,6 +31,8 @@ pub(crate) enum Command<U> {
     },
     /// Close the queue.
     RemovePort { id: PortId, done: Sender<()> },
+    /// Tell the ports that an address has another MAC.
+    Announce(Announcement),
     /// Here is another way to other hosts; close the one before.
     SetUnderlay { underlay: U, done: Sender<()> },
 }
@@ -159,6 +162,7 @@ impl<U: Underlay> Loop<U> {
                     self.close_port(id);
                     drop(done);
                 }
+                Ok(Command::Announce(announcement)) => self.worker.announce(&announcement),
                 Ok(Command::SetUnderlay { underlay, done }) => {
                     self.set_underlay(underlay);
                     drop(done);
