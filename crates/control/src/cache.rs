@@ -24,8 +24,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{BufMut, BytesMut};
 
+use crate::limits::FRAME_MAX;
 use crate::message::ToAgent;
-use crate::transport::FRAME_MAX;
 
 const MAGIC: &[u8; 9] = b"towcache1";
 const HEADER: usize = 8;

@@ -25,13 +25,14 @@ use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
 use crate::installed::Entry;
 use crate::lease::LeaseError;
+use crate::limits::FRAME_MAX;
 use crate::message::{MessageError, ToAgent};
 use crate::network::Endpoint;
 use crate::pki::{Identity, WallClock};
 use crate::request::{
     ClusterInfo, ControlStatus, EndpointState, Event, Inspection, Request, RequestError, Response,
 };
-use crate::transport::{FRAME_MAX, FrameError, Outbox, read_frame};
+use crate::transport::{FrameError, Outbox, read_frame};
 use renewal::Renewal;
 
 /// How often the state machine is told the time.

@@ -7,10 +7,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::dial::dial;
+use crate::limits::HELLO_MAX;
 use crate::message::{ToAgent, ToManager, VERSION};
 use crate::pki::{Identity, KeyRequest, PkiError};
 use crate::token::Token;
-use crate::transport::{FrameError, HELLO_MAX, read_frame, write_frame};
+use crate::transport::{FrameError, read_frame, write_frame};
 
 /// How long a manager may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);

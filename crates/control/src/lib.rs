@@ -28,6 +28,7 @@ pub mod host;
 pub mod installed;
 mod join;
 mod lease;
+mod limits;
 pub mod manager;
 pub mod message;
 pub mod network;

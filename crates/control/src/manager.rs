@@ -8,6 +8,7 @@
 //! host that falls silent is hidden from floods and loses nothing.
 
 mod addresses;
+mod catch_up;
 mod endpoints;
 mod hosts;
 mod journal;

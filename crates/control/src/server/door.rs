@@ -2,36 +2,37 @@
 //!
 //! Everything is TLS ([`crate::tls`]). Who shows a host's certificate may say hello and is that host from then on; who shows none
 //! may ask for one with a token's secret, gets one answer, and is gone. A connection is *pending* until it is known to be a
-//! host's: pending ones are few, of one address and of all strangers, say little, and end after [`HELLO_PATIENCE`].
+//! host's: pending ones are few (`pending.rs`), say little, and end after [`HELLO_PATIENCE`].
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{Input, ManagerError, Members, Signer, TICK, lock};
+use super::pending::PendingRoom;
+use super::turns::{Input, Room, reject};
+use super::{ManagerError, Signer, TICK, lock};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
+use crate::limits::{
+    CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS, FRAME_MAX, HELLO_MAX, HELLO_PATIENCE,
+    INPUT_BYTES_MAX, INPUT_BYTES_OF_ONE, MESSAGE_OVERHEAD, UNSENT_MAX,
+};
 use crate::manager::{Connection, Rank};
 use crate::message::{MessageError, ToManager, VERSION};
 use crate::pki::{Certificate, Identity, Role};
 use crate::tls;
 use crate::token::Secret;
-use crate::transport::{FRAME_MAX, HELLO_MAX, Outbox, read_frame, write_frame};
+use crate::transport::{Backlog, Outbox, read_frame, write_frame};
 
-/// How long a connection may take to show whose it is, and how long an answer to a stranger may take.
-const HELLO_PATIENCE: Duration = Duration::from_secs(5);
-/// Pending connections, of one address and of all; from addresses of hosts that are known, of one address alone.
-const PENDING_MAX: (usize, usize) = (16, 512);
-/// Connections of hosts.
-const CONNECTIONS_MAX: usize = 20_000;
 /// The wait between two new certificates of the manager's own, should its clock never be content.
 const RENEWAL_WAIT: Duration = Duration::from_secs(60);
 
@@ -41,9 +42,13 @@ pub(super) struct Door {
     signer: Signer,
     lock: Mutex<Lock>,
     inputs: mpsc::Sender<Input>,
-    pending: Mutex<HashMap<IpAddr, usize>>,
-    members: Members,
-    connections: Semaphore,
+    pending: Arc<PendingRoom>,
+    backlog: Backlog,
+    /// Places for hosts' connections, and how many of them each address has.
+    connections: Arc<Semaphore>,
+    conversing: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    /// Bytes of messages that may wait for the state machine.
+    input_bytes: Arc<Semaphore>,
 }
 
 /// What the manager shows of itself: a certificate made at each start, and anew when it grows old.
@@ -71,16 +76,20 @@ impl Lock {
     }
 }
 
-/// A pending connection; dropping it makes room.
-struct Pending<'d>(&'d Door, IpAddr);
+/// A host's connection, until nothing of it is held any more.
+struct Conversing {
+    addresses: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    from: IpAddr,
+    _place: OwnedSemaphorePermit,
+}
 
-impl Drop for Pending<'_> {
+impl Drop for Conversing {
     fn drop(&mut self) {
-        let mut pending = lock(&self.0.pending);
-        if let Some(own) = pending.get_mut(&self.1) {
+        let mut addresses = lock(&self.addresses);
+        if let Some(own) = addresses.get_mut(&self.from) {
             *own -= 1;
             if *own == 0 {
-                pending.remove(&self.1);
+                addresses.remove(&self.from);
             }
         }
     }
@@ -98,16 +107,19 @@ impl Door {
         host: HostId,
         signer: Signer,
         inputs: mpsc::Sender<Input>,
-        members: Members,
+        pending: Arc<PendingRoom>,
+        backlog: Backlog,
     ) -> Result<Self, ManagerError> {
         Ok(Self {
             host,
             lock: Mutex::new(Lock::new(host, &signer)?),
             signer,
             inputs,
-            pending: Mutex::new(HashMap::new()),
-            members,
-            connections: Semaphore::new(CONNECTIONS_MAX),
+            pending,
+            backlog,
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            conversing: Arc::default(),
+            input_bytes: Arc::new(Semaphore::new(INPUT_BYTES_MAX)),
         })
     }
 
@@ -155,24 +167,36 @@ impl Door {
 
     /// One connection, from its first byte to its last.
     async fn serve(&self, stream: TcpStream, connection: Connection, from: IpAddr) {
-        let Some(pending) = self.pend(from) else {
-            return;
-        };
+        let pending = self.pending.enter(from);
         // Heartbeats and single rows must not wait for more.
         let _ = stream.set_nodelay(true);
-        let Ok(Some((stream, greeting))) = timeout(HELLO_PATIENCE, self.greet(stream, from)).await
-        else {
+        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_MAX);
+        let greeted = tokio::select! {
+            greeted = timeout(HELLO_PATIENCE, self.greet(stream, from)) => greeted,
+            () = pending.evicted() => return,
+        };
+        let Ok(Some((stream, greeting))) = greeted else {
             return;
         };
         match greeting {
-            Greeting::Join(secret, request) => self.join(stream, from, secret, request).await,
-            Greeting::Peer(rank) => self.compare(stream, from, rank).await,
+            Greeting::Join(secret, request) => {
+                tokio::select! {
+                    () = self.join(stream, from, secret, request) => {}
+                    () = pending.evicted() => {}
+                }
+            }
+            Greeting::Peer(rank) => {
+                tokio::select! {
+                    () = self.compare(stream, from, rank) => {}
+                    () = pending.evicted() => {}
+                }
+            }
             Greeting::Hello(hello) => {
-                let Ok(_place) = self.connections.try_acquire() else {
+                let Some(place) = self.place(from) else {
                     return;
                 };
                 drop(pending);
-                self.converse(stream, connection, from, *hello).await;
+                self.converse(stream, connection, from, *hello, place).await;
             }
         }
     }
@@ -195,7 +219,7 @@ impl Door {
         match greeting(&frame, certificate) {
             Ok(greeting) => Some((stream, greeting)),
             Err(reason) => {
-                let reject = super::reject(reason.to_owned(), from).encode();
+                let reject = reject(reason.to_owned(), from).encode();
                 // A peer that is wrong may also be gone.
                 let _ = write_frame(&mut stream, &reject).await;
                 let _ = stream.shutdown().await;
@@ -244,10 +268,12 @@ impl Door {
         connection: Connection,
         from: IpAddr,
         (certificate, host, last_epoch): (Certificate, HostInfo, Epoch),
+        place: Conversing,
     ) {
         let (mut reader, writer) = tokio::io::split(stream);
         let name = host.name.clone();
-        let (outbox, closed) = Outbox::new(writer);
+        let (outbox, closed) = Outbox::counted(writer, self.backlog.clone(), place);
+        let own_bytes = Arc::new(Semaphore::new(INPUT_BYTES_OF_ONE));
         let hello = Input::Hello {
             connection,
             certificate,
@@ -265,11 +291,16 @@ impl Door {
                 () = closed.notified() => break,
             };
             let Ok(frame) = frame else { break };
+            let room = tokio::select! {
+                room = self.room(&own_bytes, frame.len()) => room,
+                () = closed.notified() => break,
+            };
             match ToManager::decode(&frame) {
                 Ok(message) => {
                     let input = Input::Message {
                         connection,
                         message,
+                        room,
                     };
                     if self.inputs.send(input).await.is_err() {
                         break;
@@ -287,17 +318,29 @@ impl Door {
         let _ = self.inputs.send(Input::Disconnected { connection }).await;
     }
 
-    fn pend(&self, from: IpAddr) -> Option<Pending<'_>> {
-        let mut pending = lock(&self.pending);
-        let all: usize = pending.values().sum();
-        let own = pending.get(&from).copied().unwrap_or_default();
-        // However many addresses strangers have, a host that is known comes in.
-        let crowded = all >= PENDING_MAX.1 && !lock(&self.members).contains(&from.to_canonical());
-        if crowded || own >= PENDING_MAX.0 {
+    /// A place for a host's connection; none where too many are open.
+    fn place(&self, from: IpAddr) -> Option<Conversing> {
+        let place = Arc::clone(&self.connections).try_acquire_owned().ok()?;
+        let mut addresses = lock(&self.conversing);
+        let own = addresses.entry(from).or_default();
+        if *own >= CONNECTIONS_PER_ADDRESS {
             return None;
         }
-        pending.insert(from, own + 1);
-        Some(Pending(self, from))
+        *own += 1;
+        Some(Conversing {
+            addresses: Arc::clone(&self.conversing),
+            from,
+            _place: place,
+        })
+    }
+
+    /// Waits until a message of this length may wait for the state machine. The own share comes first: who sends much waits for
+    /// itself, and holds nothing of what is for all.
+    async fn room(&self, own: &Arc<Semaphore>, length: usize) -> Option<Room> {
+        let cost = u32::try_from(length + MESSAGE_OVERHEAD).ok()?;
+        let own = Arc::clone(own).acquire_many_owned(cost).await.ok()?;
+        let all = Arc::clone(&self.input_bytes);
+        Some((own, all.acquire_many_owned(cost).await.ok()?))
     }
 
     fn acceptor(&self) -> TlsAcceptor {

@@ -15,11 +15,12 @@ use tokio::time::timeout;
 use super::{Input, ManagerError, Signer, lock};
 use crate::dial::dial;
 use crate::host::HostId;
+use crate::limits::HELLO_MAX;
 use crate::manager::Rank;
 use crate::message::{ToAgent, ToManager, VERSION};
 use crate::pki::Role;
 use crate::tls;
-use crate::transport::{HELLO_MAX, read_frame, write_frame};
+use crate::transport::{read_frame, write_frame};
 
 const EVERY: Duration = Duration::from_secs(2);
 /// How long one is given to answer.

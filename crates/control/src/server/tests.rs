@@ -1,34 +1,33 @@
-use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+//! A real manager on loopback addresses, and peers that are hostile, slow or many (conformance H14).
+
+mod half_open;
+mod many;
+mod nonsense;
+mod slow_reader;
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use vtep::Vni;
 
 use super::*;
-use crate::network::NetworkSpec;
+use crate::client::{AgentConfig, AgentHandle};
+use crate::dial::dial;
+use crate::epoch::Epoch;
+use crate::host::HostInfo;
+use crate::message::{ToManager, VERSION};
+use crate::network::{Endpoint, NetworkSpec};
 use crate::pki::LIFETIME;
-use crate::store::{MemoryStore, Write};
+use crate::request::{EndpointState, Event, Request, Response};
+use crate::store::MemoryStore;
+use crate::table::TableChange;
+use crate::tls;
+use crate::transport::write_frame;
 
-/// Counts what it is asked to make durable, and fails when it is told to.
-#[derive(Clone, Default)]
-struct Watched {
-    inner: MemoryStore,
-    commits: Arc<AtomicUsize>,
-    full: Arc<AtomicBool>,
-}
-
-impl Store for Watched {
-    fn load(&mut self) -> Result<BTreeMap<String, String>, StoreError> {
-        self.inner.load()
-    }
-
-    fn commit(&mut self, batch: &[Write]) -> Result<(), StoreError> {
-        if self.full.load(Ordering::Relaxed) {
-            return Err(StoreError::Full {
-                path: "store".into(),
-            });
-        }
-        self.commits.fetch_add(1, Ordering::Relaxed);
-        self.inner.commit(batch)
-    }
-}
+/// For what must come to pass on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct NoProbes;
 
@@ -40,137 +39,187 @@ impl Prober for NoProbes {
     }
 }
 
-const HOST: HostId = HostId::from_bytes([1; 16]);
+/// A manager in its own 127.N.0.0/16.
+struct Stand {
+    authority: Arc<Authority>,
+    at: SocketAddr,
+    manager: ManagerHandle,
+}
 
-fn turns(store: &Watched) -> Turns {
-    let clock = WallClock::default();
-    let authority = Arc::new(Authority::create(clock.unix()).unwrap());
-    let mut keeper = Keeper {
-        store: Box::new(store.clone()),
-        host: HOST,
-        cluster: authority.cluster(),
-        pools: Vec::new(),
-        wall: clock.clone(),
-        started: Instant::now(),
-        listen: ([127, 0, 0, 1], 4789).into(),
-        succeeds: None,
-    };
-    Turns {
-        manager: Ok(keeper.load().unwrap()),
-        keeper,
-        signer: Signer {
-            authority,
+impl Stand {
+    fn start(net: u8) -> Self {
+        let clock = WallClock::default();
+        let authority = Arc::new(Authority::create(clock.unix()).unwrap());
+        let at = SocketAddr::new([127, net, 0, 1].into(), 4789);
+        let manager = ManagerHandle::start(ManagerConfig {
+            listen: at,
+            host: id(1),
+            store: Box::new(MemoryStore::default()),
+            authority: Arc::clone(&authority),
             lifetime: LIFETIME,
+            prober: Arc::new(NoProbes),
+            pools: Vec::new(),
             clock,
-        },
-        outboxes: HashMap::new(),
-        prober: Arc::new(NoProbes),
-        probing: Arc::default(),
-        status: Arc::new(Mutex::new(ManagerStatus {
-            listen: ([127, 0, 0, 1], 4789).into(),
-            connected: 0,
-            hosts: 0,
-            store_error: None,
-            stood_down: None,
-        })),
-        standbys: Arc::default(),
-        members: Arc::default(),
-        stop: Arc::default(),
+            succeeds: None,
+        });
+        Self {
+            authority,
+            at,
+            manager: manager.unwrap(),
+        }
+    }
+
+    fn config(&self, host: u16) -> AgentConfig {
+        let info = info(self.at, host);
+        AgentConfig {
+            bind: info.vtep,
+            host: info,
+            managers: vec![self.at],
+            identity: Arc::new(identity(&self.authority, host)),
+            endpoints: Vec::new(),
+            cache: None,
+            clock: WallClock::default(),
+        }
+    }
+
+    /// A well-behaved agent.
+    fn join(&self, host: u16) -> AgentHandle {
+        let agent = AgentHandle::start(self.config(host)).unwrap();
+        agent.wait_connected(PATIENCE).unwrap();
+        agent
     }
 }
 
-fn hello(turns: &Turns, connection: Connection) -> Input {
-    let signer = &turns.signer;
-    let unix = signer.clock.unix();
-    let identity = signer.authority.issue(HOST, Role::Worker, unix, LIFETIME);
-    let vtep = IpAddr::from([192, 0, 2, 1]);
-    Input::Hello {
-        connection,
-        certificate: identity.unwrap().certificate().clone(),
-        from: vtep,
-        host: HostInfo {
-            id: HOST,
-            name: "h1".to_owned(),
-            vtep,
-            port: 4789,
-            link_mtu: 1500,
-            incarnation: 1,
-        },
+fn id(host: u16) -> HostId {
+    let [a, b] = host.to_be_bytes();
+    HostId::from_bytes([a, b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+}
+
+fn info(manager: SocketAddr, host: u16) -> HostInfo {
+    let IpAddr::V4(manager) = manager.ip() else {
+        panic!("tests run over IPv4")
+    };
+    let [_, net, ..] = manager.octets();
+    let [a, b] = host.to_be_bytes();
+    HostInfo {
+        id: id(host),
+        name: format!("h{host}"),
+        vtep: [127, net, a, b].into(),
+        port: 4789,
+        link_mtu: 1500,
+        incarnation: 1,
+    }
+}
+
+fn identity(authority: &Authority, host: u16) -> crate::Identity {
+    let unix = WallClock::default().unix();
+    authority
+        .issue(id(host), Role::Worker, unix, LIFETIME)
+        .unwrap()
+}
+
+/// A connection that has shown a host's certificate and said nothing yet.
+async fn connect(
+    manager: SocketAddr,
+    authority: &Authority,
+    host: u16,
+) -> Result<TlsStream<TcpStream>, String> {
+    let config = tls::client_config(&identity(authority, host)).unwrap();
+    dial(info(manager, host).vtep, manager, config).await
+}
+
+async fn say(stream: &mut TlsStream<TcpStream>, message: &ToManager) {
+    write_frame(stream, &message.encode()).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
+fn hello(manager: SocketAddr, host: u16) -> ToManager {
+    ToManager::Hello {
+        version: VERSION,
+        host: info(manager, host),
         last_epoch: Epoch::ZERO,
-        outbox: Outbox::new(tokio::io::sink()).0,
     }
 }
 
-fn call(id: u64, request: Request) -> Input {
-    Input::Message {
-        connection: 1,
-        message: ToManager::Call { id, request },
+fn create(agent: &AgentHandle, subnet: &str) -> Vni {
+    let request = Request::CreateNetwork {
+        spec: NetworkSpec {
+            subnets: vec![subnet.parse().unwrap()],
+            ..NetworkSpec::named("net1")
+        },
+        routes_in_use: Vec::new(),
+    };
+    let Response::Network(network) = agent.request(request).unwrap() else {
+        panic!("no network")
+    };
+    network.vni
+}
+
+fn allocate(agent: &AgentHandle, container: String) -> Endpoint {
+    let request = Request::Allocate {
+        network: "net1".to_owned(),
+        container,
+        ips: Vec::new(),
+        mac: None,
+    };
+    let Response::Endpoint(endpoint) = agent.request(request).unwrap() else {
+        panic!("no endpoint")
+    };
+    endpoint
+}
+
+/// Another host's endpoint comes up, and this one hears of it.
+fn await_news(publisher: &AgentHandle, listener: &AgentHandle, container: &str) -> Endpoint {
+    let endpoint = allocate(publisher, container.to_owned());
+    publisher.publish(endpoint.clone(), EndpointState::Up);
+    let wanted = TableChange::Neighbor {
+        ip: endpoint.ips[0],
+        mac: Some(endpoint.mac),
+    };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let event = listener.events().recv_deadline(deadline);
+        if let Event::Table { changes, .. } = event.expect("news of the endpoint come")
+            && changes.contains(&wanted)
+        {
+            return endpoint;
+        }
     }
 }
 
-fn entries(store: &Watched, kind: &str) -> usize {
-    let stored = store.clone().load().unwrap();
-    stored.keys().filter(|key| key.starts_with(kind)).count()
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Memory of this process, in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.unwrap().parse::<usize>().unwrap() * 1024
 }
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
+        .enable_all()
         .build()
         .unwrap()
 }
 
-#[test]
-fn requests_that_come_at_once_share_a_commit() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
-    let store = Watched::default();
-    let turns = turns(&store);
-    let (inputs, received) = mpsc::channel(INPUTS_MAX);
-    let create = Request::CreateNetwork {
-        spec: NetworkSpec::named("net1"),
-        routes_in_use: Vec::new(),
-    };
-    let allocate = |number| Request::Allocate {
-        network: "net1".to_owned(),
-        container: format!("c{number}"),
-        ips: Vec::new(),
-        mac: None,
-    };
-    let changes = 200;
-    let calls = (1..=changes).map(|number| call(number, allocate(number)));
-    for input in [hello(&turns, 1), call(0, create)].into_iter().chain(calls) {
-        inputs.try_send(input).ok().unwrap();
+/// Lets this process open so many files.
+fn raise_file_limit(files: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_some_and(|current| current < files) {
+        let raised = Rlimit {
+            current: Some(files),
+            maximum,
+        };
+        setrlimit(Resource::Nofile, raised)
+            .unwrap_or_else(|error| panic!("this test opens {files} files (ulimit -Hn): {error}"));
     }
-    drop(inputs);
-    turns.run(received);
-    assert_eq!(entries(&store, "endpoint/"), 200);
-    assert_eq!(store.commits.load(Ordering::Relaxed), 1);
-}
-
-#[test]
-fn a_full_disk_is_told_and_the_manager_goes_on_when_there_is_room() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
-    let store = Watched::default();
-    let mut turns = turns(&store);
-    store.full.store(true, Ordering::Relaxed);
-    turns.handle(hello(&turns, 1));
-    turns.finish();
-    let said = turns.status.lock().unwrap().store_error.clone().unwrap();
-    assert!(said.contains("no space left for store"), "{said}");
-    // Who was told nothing connects anew.
-    assert!(turns.outboxes.is_empty());
-    assert_eq!(entries(&store, ""), 0);
-
-    store.full.store(false, Ordering::Relaxed);
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while turns.manager.is_err() {
-        assert!(Instant::now() < deadline, "the store is not read again");
-        turns.handle(Input::Tick);
-        std::thread::yield_now();
-    }
-    turns.handle(hello(&turns, 2));
-    turns.finish();
-    assert_eq!(entries(&store, "host/"), 1);
-    assert_eq!(turns.status.lock().unwrap().store_error, None);
 }
