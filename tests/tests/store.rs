@@ -1,17 +1,15 @@
 //! What a manager told anybody, it still knows: killed again and again, with an older store put back, with none.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use control::{
-    AgentConfig, AgentHandle, Endpoint, EndpointState, HostInfo, Request, RequestError, Response,
-    Token, WallClock,
-};
+use control::{AgentHandle, Endpoint, EndpointState, Request, Response};
 use serde_json::Value;
 use towline_tests::cluster::{Cluster, Host};
+use towline_tests::member::{ask, connect};
 use towline_tests::wait_until;
 
 const NETWORK: &str = "myoverlay";
@@ -23,51 +21,6 @@ const KILLS: usize = 5;
 const AT_ONCE: usize = 4;
 /// For all that waits for a manager, on a slow machine too.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A host's side of the control plane without the rest of an agent: as many changes as the manager takes.
-fn client(host: &Host, manager: SocketAddr, token: &str) -> AgentHandle {
-    let vtep = IpAddr::from(host.address);
-    let token: Token = token.parse().expect("the token that init printed");
-    let start = || {
-        let identity = control::join(&[manager], &token, vtep).expect("the manager signs");
-        AgentHandle::start(AgentConfig {
-            host: HostInfo {
-                id: identity.certificate().host,
-                name: host.name.clone(),
-                vtep,
-                port: 4789,
-                link_mtu: 1500,
-                incarnation: 1,
-            },
-            managers: vec![manager],
-            identity: Arc::new(identity),
-            bind: vtep,
-            endpoints: Vec::new(),
-            cache: None,
-            clock: WallClock::default(),
-        })
-        .expect("a thread")
-    };
-    let agent = host.netns.run(start).expect("the host's namespace stands");
-    agent
-        .wait_connected(PATIENCE)
-        .expect("the manager takes it in");
-    agent
-}
-
-/// Asks until the manager answers: what has no answer may have been done or not, and is asked again.
-fn ask(agent: &AgentHandle, request: &Request) -> Result<Response, String> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match agent.request(request.clone()) {
-            Ok(response) => return Ok(response),
-            Err(RequestError::Refused(reason)) if !reason.contains("has just started") => {
-                return Err(reason);
-            }
-            Err(error) => assert!(Instant::now() < deadline, "{request:?}: {error}"),
-        }
-    }
-}
 
 /// What the manager has acknowledged: an endpoint for each container, or that it is freed.
 type Acknowledged = Mutex<BTreeMap<String, Option<Endpoint>>>;
@@ -133,8 +86,11 @@ fn a_manager_killed_during_a_thousand_changes_has_lost_none() {
         .to_owned();
     cluster.hosts[0].ok(&format!("network create --subnet 10.9.0.0/20 {NETWORK}"));
     let manager = SocketAddr::new(cluster.hosts[0].address.into(), 4789);
-    let clients = [&cluster.hosts[1], &cluster.hosts[2]]
-        .map(|host| (host.name.clone(), client(host, manager, &token)));
+    let clients = [&cluster.hosts[1], &cluster.hosts[2]].map(|host| {
+        let vtep = host.address.into();
+        let agent = connect(&host.netns, &host.name, vtep, manager, &token);
+        (host.name.clone(), agent)
+    });
     let (changes, acknowledged) = (AtomicUsize::new(0), Acknowledged::default());
     std::thread::scope(|scope| {
         for (name, agent) in &clients {
