@@ -109,6 +109,13 @@ fn init_and_join_check_all_before_they_change_anything() {
         &["192.0.2.1", "another cluster", "token"],
     );
     host.refused("join --token x 192.0.2.1", FAILED, &["token"]);
+    for command in ["init", "join --token TOKEN 192.0.2.1"] {
+        host.refused(
+            &format!("{} --port 49152", command.replace("TOKEN", &token)),
+            FAILED,
+            &["49152", "from 1 to 49151"],
+        );
+    }
     host.refused(
         &format!("join --token {token} 192.0.2.1:1"),
         FAILED,

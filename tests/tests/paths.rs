@@ -177,3 +177,27 @@ fn a_network_fits_the_smallest_link_and_who_does_not_fit_is_told() {
     mtus.sort_unstable();
     assert_eq!(mtus, [1300, 1400, 1500]);
 }
+
+#[test]
+fn a_link_that_takes_smaller_packets_is_said_and_reckoned_with_after_a_restart() {
+    // Conformance V14.
+    let mut cluster = Cluster::joined(1, &[]);
+    let host = &mut cluster.hosts[0];
+    let warns = |host: &Host| {
+        let status = host.json("status --json");
+        let warnings = status["cluster"]["warnings"].to_string();
+        warnings.contains("192.0.2.1 takes packets of 1400 bytes, 1500 when")
+    };
+    assert!(!warns(host));
+    sh(&host.netns, &format!("ip link set eth0 mtu {NARROW}"));
+    assert!(warns(host));
+    host.kill_agent();
+    host.start_agent();
+    assert!(!warns(host));
+    wait_until("the manager has been told", LIMIT, || {
+        host.json("host ls --json")[0]["link_mtu"] == NARROW
+    });
+    host.ok("network create --subnet 10.0.9.0/24 myoverlay");
+    let network = host.json("network inspect myoverlay");
+    assert_eq!(network[0]["mtu"], NARROW - 50);
+}

@@ -11,6 +11,9 @@ use crate::ip::{Fragment, Packet, protocol};
 /// How many source ports there are to choose from.
 pub const SOURCE_PORTS: usize = 64;
 
+/// They lie from here up, in the dynamic range (RFC 7348 §5); one of them may be taken on any host.
+pub const FIRST_SOURCE_PORT: u16 = 49_152;
+
 /// Odd constants from the digits of π: any will do, as long as every worker has the same.
 const KEY: [u64; 3] = [
     0x243f_6a88_85a3_08d3,

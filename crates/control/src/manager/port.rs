@@ -4,21 +4,21 @@
 
 use std::time::Duration;
 
+use vtep::flow::FIRST_SOURCE_PORT;
+
 use super::Manager;
 use crate::host::HostId;
 use crate::request::Response;
 
-/// VTEPs send from the ports above (RFC 7348 §5), so one of them may be taken on any host.
-const SOURCE_PORTS_FROM: u16 = 49_152;
 /// Characters of a problem that are kept.
 const PROBLEM_MAX: usize = 300;
 
 impl Manager {
     pub(super) fn set_vxlan_port(&mut self, port: u16, now: Duration) -> Result<Response, String> {
-        if !(1..SOURCE_PORTS_FROM).contains(&port) {
+        if !(1..FIRST_SOURCE_PORT).contains(&port) {
             return Err(format!(
                 "invalid VXLAN port {port}: choose one from 1 to {}, hosts send from the ports above",
-                SOURCE_PORTS_FROM - 1
+                FIRST_SOURCE_PORT - 1
             ));
         }
         if self.state.vxlan_port() == Some(port) {

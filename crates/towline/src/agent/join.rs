@@ -18,7 +18,7 @@ use super::keys::{self, Keys};
 use super::membership::Parts;
 use super::network::unexpected;
 use super::state::Membership;
-use super::{Agent, container, manager, news, path, survey, trust, underlay};
+use super::{Agent, container, manager, neighbors, news, path, port, survey, trust, underlay};
 use crate::api::{Init, Initialized, Join, Joined};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
@@ -32,8 +32,9 @@ pub(super) const NOT_ENCRYPTED: &str =
 pub(super) fn init(agent: &Arc<Agent>, wanted: &Init) -> anyhow::Result<Initialized> {
     let _changing = agent.changing();
     in_no_cluster(agent)?;
-    let underlay = underlay::settle(&agent.netns, wanted.advertise, None)?;
     let port = wanted.port.unwrap_or(DEFAULT_PORT);
+    port::check(port)?;
+    let underlay = underlay::settle(&agent.netns, wanted.advertise, None)?;
     let manager = SocketAddr::new(underlay.vtep, port);
     let unix = WallClock::default().unix();
     let authority = match &wanted.ca {
@@ -82,6 +83,8 @@ pub(super) fn join(agent: &Arc<Agent>, wanted: &Join) -> anyhow::Result<Joined> 
     let _changing = agent.changing();
     in_no_cluster(agent)?;
     let token: Token = wanted.token.parse()?;
+    let port = wanted.port.unwrap_or(DEFAULT_PORT);
+    port::check(port)?;
     let mut managers = Vec::new();
     for text in &wanted.managers {
         managers.push(resolve(text)?);
@@ -104,7 +107,7 @@ pub(super) fn join(agent: &Arc<Agent>, wanted: &Join) -> anyhow::Result<Joined> 
         manager: false,
         managers,
         vtep: underlay.vtep,
-        port: wanted.port.unwrap_or(DEFAULT_PORT),
+        port,
         control_port: 0,
         link_mtu: underlay.link_mtu,
         pools: Vec::new(),
@@ -176,6 +179,7 @@ fn enter(agent: &Arc<Agent>, parts: Parts) -> anyhow::Result<()> {
         keys::remove(&agent.config)?;
         return Err(error);
     }
+    neighbors::raise(agent);
     news::start(agent, &member)?;
     survey::start(&member)?;
     agent.set_member(Some(member));
@@ -298,10 +302,12 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
     agent.stop_member();
     agent.containers.forget_unsent();
     let removed = Gateway::remove(&agent.netns);
+    let restored = neighbors::restore(agent);
     keys::remove(&agent.config)?;
     manager::remove_store(agent)?;
     remove_tables(agent)?;
-    Ok(removed?)
+    removed?;
+    restored
 }
 
 /// What was known of a cluster goes with it.

@@ -20,6 +20,7 @@ mod keys;
 mod manager;
 mod membership;
 mod misdelivery;
+mod neighbors;
 mod network;
 mod news;
 mod path;
@@ -53,7 +54,7 @@ use crate::config::Config;
 use keys::Keys;
 use membership::Parts;
 use server::Server;
-use state::StateFile;
+use state::{Membership, StateFile};
 
 /// Abstract Unix sockets belong to a network namespace, so this name is taken
 /// exactly when another agent runs in ours.
@@ -184,15 +185,37 @@ impl Agent {
         let Some(settled) = membership else {
             return Ok(());
         };
+        let settled = self.measure_link(settled)?;
         let keys = Keys::load(&self.config)?;
         let parts = retry(|| Parts::start(self, settled.clone(), keys.clone()))?;
         let member = Arc::new(parts.finish(self).map_err(|(_, error)| error)?);
         for network in &networks {
             member.follow(network);
         }
+        neighbors::raise(self);
         self.set_member(Some(Arc::clone(&member)));
         news::start(self, &member)?;
         survey::start(&member)
+    }
+}
+
+impl Agent {
+    /// The link may carry other packets than when this was settled: the manager is told of what it carries now.
+    fn measure_link(&self, mut settled: Membership) -> anyhow::Result<Membership> {
+        // Without the address nothing can start, and that says why.
+        if let Ok(link_mtu) = underlay::link_mtu(&self.netns, settled.vtep)
+            && link_mtu != settled.link_mtu
+        {
+            tracing::info!(
+                "the link of {} takes packets of {link_mtu} bytes now, {} before",
+                settled.vtep,
+                settled.link_mtu
+            );
+            settled.link_mtu = link_mtu;
+            self.state
+                .update(|state| state.membership = Some(settled.clone()))?;
+        }
+        Ok(settled)
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use control::{HostView, Request, Response};
 use vtep::datapath::StartError;
+use vtep::flow::FIRST_SOURCE_PORT;
 
 use super::network::unexpected;
 use super::{Agent, Member, host};
@@ -74,6 +75,20 @@ impl PortKeeper {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Refuses a port that this host, or another, may send from.
+///
+/// # Errors
+/// Says which ports can be had.
+pub(super) fn check(port: u16) -> anyhow::Result<()> {
+    if !(1..FIRST_SOURCE_PORT).contains(&port) {
+        bail!(
+            "invalid port {port}: choose one from 1 to {}, hosts send from the ports above",
+            FIRST_SOURCE_PORT - 1
+        );
+    }
+    Ok(())
 }
 
 /// Goes where the cluster wants this host, and tells the manager what it does not know.

@@ -3,6 +3,7 @@
 //! One JSON file, replaced as a whole and fsynced before the change counts.
 //! Containers keep their own files (`container.rs`), the manager its own store.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -41,6 +42,9 @@ pub(crate) struct State {
     pub(crate) endpoints: Vec<EndpointRecord>,
     /// Containers' places on the gateway bridge.
     pub(crate) attachments: Vec<AttachmentRecord>,
+    /// What the kernel's limits of neighbours were before they were raised, by IP version.
+    #[serde(default)]
+    pub(crate) neighbor_limits: BTreeMap<String, u64>,
 }
 
 /// What `init` or `join` settled.
@@ -153,6 +157,7 @@ impl StateFile {
                 networks: Vec::new(),
                 endpoints: Vec::new(),
                 attachments: Vec::new(),
+                neighbor_limits: BTreeMap::new(),
             },
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::join::NOT_ENCRYPTED;
-use super::{Agent, Member, manager, traffic};
+use super::{Agent, Member, manager, neighbors, traffic, underlay};
 use crate::api::{ClusterStatus, Status};
 
 /// Asks every part; none of them waits for the network.
@@ -49,6 +49,11 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
     warnings.extend(member.port.problem().map(|problem| {
         format!("this host can't receive on the cluster's VXLAN port: {problem}; it goes on with the one it has")
     }));
+    warnings.extend(underlay::changed(
+        &agent.netns,
+        member.settled.vtep,
+        member.settled.link_mtu,
+    ));
     let missed = member.follower.announcements().missed();
     if missed > 0 {
         warnings.push(format!(
@@ -79,6 +84,7 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         vtep: member.settled.vtep,
         port: member.port.current(),
         link_mtu: member.settled.link_mtu,
+        neighbor_limits: neighbors::limits(),
         control: json(&control),
         datapath: json(&member.datapath.status()),
         drops,

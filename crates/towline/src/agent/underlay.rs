@@ -45,6 +45,26 @@ pub(super) fn settle(
     host.underlay(vtep)
 }
 
+/// The MTU of the link that has this host's VTEP address now, in bytes.
+///
+/// # Errors
+/// When no interface has the address any more.
+pub(super) fn link_mtu(netns: &Netns, vtep: IpAddr) -> anyhow::Result<u16> {
+    Ok(settle(netns, Some(vtep), None)?.link_mtu)
+}
+
+/// What is to be said of the link, when it is not what this host told the cluster.
+pub(super) fn changed(netns: &Netns, vtep: IpAddr, told: u16) -> Option<String> {
+    match link_mtu(netns, vtep) {
+        Ok(now) if now == told => None,
+        Ok(now) => Some(format!(
+            "the link of {vtep} takes packets of {now} bytes, {told} when the agent started: restart the agent, so that new networks \
+             reckon with it (containers run on); networks that exist keep their MTU, and containers are told of what is too big"
+        )),
+        Err(error) => Some(format!("the underlay is not as it was: {error:#}")),
+    }
+}
+
 /// The address that the kernel would send from.
 fn source_toward(manager: SocketAddr) -> anyhow::Result<IpAddr> {
     let any: SocketAddr = if manager.is_ipv4() {

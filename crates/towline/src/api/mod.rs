@@ -487,6 +487,8 @@ pub(crate) struct ClusterStatus {
     pub(crate) port: u16,
     /// MTU of its underlay link in bytes.
     pub(crate) link_mtu: u16,
+    /// How many neighbours the kernel keeps for the whole machine, by IP version; empty where that can't be seen.
+    pub(crate) neighbor_limits: BTreeMap<String, u64>,
     /// The connection to the manager.
     pub(crate) control: serde_json::Value,
     /// The data path.

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// [default: the address of the interface with the default route]
     #[arg(long, value_name = "ADDR")]
     advertise: Option<IpAddr>,
-    /// UDP port of VXLAN and TCP port of control [default: 4789]
+    /// UDP port of VXLAN and TCP port of control, 1 to 49151 [default: 4789]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// Where subnets come from that nobody asks for by number: base=CIDR,size=BITS, or a CIDR alone; once per pool

@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// [default: the address of the interface that leads to the first manager]
     #[arg(long, value_name = "ADDR")]
     advertise: Option<IpAddr>,
-    /// This host's UDP port of VXLAN [default: 4789]
+    /// This host's UDP port of VXLAN, 1 to 49151 [default: 4789]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// Print the result as JSON

@@ -74,6 +74,7 @@ fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
         ("control".to_owned(), control(&cluster.control)),
         ("datapath".to_owned(), datapath(&cluster.datapath)),
         ("gateway".to_owned(), gateway(&cluster.gateway)),
+        ("neighbors".to_owned(), neighbors(&cluster.neighbor_limits)),
         ("traffic".to_owned(), counts(&cluster.traffic)),
         ("drops".to_owned(), counts(&cluster.drops)),
     ];
@@ -184,6 +185,17 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
             .filter(|(_, count)| **count > 0)
             .map(|(name, count)| format!("{name} {count}")),
     )
+}
+
+/// The kernel's limits.
+fn neighbors(limits: &BTreeMap<String, u64>) -> String {
+    if limits.is_empty() {
+        return "the limit is set outside of this network namespace".to_owned();
+    }
+    let limits = limits
+        .iter()
+        .map(|(family, limit)| format!("{family} {limit}"));
+    format!("at most {} on the whole machine", output::list(limits))
 }
 
 /// Which manager answers, or why none does.

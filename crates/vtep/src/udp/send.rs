@@ -24,14 +24,12 @@ use super::receive::is_icmp;
 use super::segmentation::{Segmentation, is_refusal, pieces, singles};
 use super::{BUFFER_BYTES, Batching, bind, forbid_fragments, switch_on};
 use crate::edge::{Datagram, OuterFields, Refusal, SendReport};
-use crate::flow::{SOURCE_PORTS, source_port_index};
+use crate::flow::{FIRST_SOURCE_PORT, SOURCE_PORTS, source_port_index};
 use crate::paths::PathListener;
 use crate::settings::DEFAULT_TTL;
 
 /// Messages handed over by one `sendmmsg`.
 const BATCH: usize = 64;
-/// RFC 7348 §5: source ports should lie in the dynamic range.
-const FIRST_PORT: u16 = 49_152;
 
 /// The send sockets of one VTEP address.
 pub struct SendSockets {
@@ -177,17 +175,17 @@ fn open_all(vtep: IpAddr) -> io::Result<Vec<Socket>> {
     // Any start will do; a random one keeps two VTEPs that follow each other from meeting in TIME_WAIT-like states of
     // middleboxes. Steps of one through the range find all free ports.
     let start = RandomState::new().hash_one(0u8);
-    let mut candidates = (0..=(u16::MAX - FIRST_PORT)).map(|step| {
-        let span = u64::from(u16::MAX - FIRST_PORT) + 1;
+    let mut candidates = (0..=(u16::MAX - FIRST_SOURCE_PORT)).map(|step| {
+        let span = u64::from(u16::MAX - FIRST_SOURCE_PORT) + 1;
         let offset = (start % span + u64::from(step)) % span;
-        FIRST_PORT + u16::try_from(offset).expect("invariant: the span has 16,384 ports")
+        FIRST_SOURCE_PORT + u16::try_from(offset).expect("invariant: the span has 16,384 ports")
     });
     let mut sockets = Vec::with_capacity(SOURCE_PORTS);
     while sockets.len() < SOURCE_PORTS {
         let port = candidates.next().ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::AddrInUse,
-                format!("no {SOURCE_PORTS} free UDP ports above {FIRST_PORT} on {vtep}"),
+                format!("no {SOURCE_PORTS} free UDP ports above {FIRST_SOURCE_PORT} on {vtep}"),
             )
         })?;
         match open_one(SocketAddr::new(vtep, port)) {
@@ -435,7 +433,7 @@ mod tests {
                 let (length, from) = receiver.recv_from(&mut payload).unwrap();
                 assert_eq!((length, &payload[..3]), (4, &b"no "[..]));
                 let flow = usize::from(payload[3]) % 3;
-                assert!(from.port() >= FIRST_PORT);
+                assert!(from.port() >= FIRST_SOURCE_PORT);
                 assert_eq!(*ports.entry(flow).or_insert(from.port()), from.port());
                 assert!(last[flow] < Some(payload[3]));
                 last[flow] = Some(payload[3]);
