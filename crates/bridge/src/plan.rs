@@ -1,18 +1,17 @@
 //! What exists and what is wanted → the steps between, as data. Nothing here touches the host.
 
-use std::fmt;
+mod ours;
+mod subnet;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netns::Link;
 
-use crate::{BRIDGE_ALTERNATIVE_NAME, BRIDGE_NAME, BridgeError};
+use crate::{BRIDGE_ALTERNATIVE_NAME, BRIDGE_NAME};
 
-/// What every alias of ours begins with.
-const ALIAS: &str = "towline ";
-/// The alias of a container's port.
-pub(crate) const PORT_ALIAS: &str = "towline gateway port";
-const BRIDGE_ALIAS: &str = "towline gateway bridge";
+pub(crate) use ours::{Before, PORT_ALIAS, Standing, is_port, standing};
+pub(crate) use subnet::{ipv4_subnet, ipv6_subnet};
 
 pub(crate) const IPV4_FORWARD: &str = "net/ipv4/ip_forward";
 pub(crate) const IPV6_FORWARD: &str = "net/ipv6/conf/all/forwarding";
@@ -84,54 +83,6 @@ pub(crate) enum Place {
     Container,
 }
 
-/// The host's settings before we changed them. Written into the bridge's alias, so that whoever removes the bridge can put
-/// them back.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Before {
-    pub(crate) ipv4_forward: bool,
-    pub(crate) ipv6_forward: bool,
-    /// Interfaces that took router advertisements only while the host did not forward (`accept_ra` 1, which we set to 2).
-    pub(crate) advertised: Vec<String>,
-}
-
-impl fmt::Display for Before {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (ipv4, ipv6) = (u8::from(self.ipv4_forward), u8::from(self.ipv6_forward));
-        write!(
-            f,
-            "{BRIDGE_ALIAS}; before: ipv4={ipv4} ipv6={ipv6} ra={}",
-            self.advertised.join(",")
-        )
-    }
-}
-
-impl Before {
-    /// Reads an alias; `None` when it is none of ours.
-    pub(crate) fn parse(alias: &str) -> Option<Self> {
-        let mut before = Self {
-            ipv4_forward: true,
-            ipv6_forward: true,
-            advertised: Vec::new(),
-        };
-        // Without the settings (somebody shortened the alias) nothing is put back.
-        for word in alias.strip_prefix(BRIDGE_ALIAS)?.split_whitespace() {
-            match word.split_once('=') {
-                Some(("ipv4", value)) => before.ipv4_forward = value != "0",
-                Some(("ipv6", value)) => before.ipv6_forward = value != "0",
-                Some(("ra", names)) => {
-                    before.advertised = names
-                        .split(',')
-                        .filter(|name| !name.is_empty())
-                        .map(str::to_owned)
-                        .collect();
-                }
-                _ => {}
-            }
-        }
-        Some(before)
-    }
-}
-
 /// What stands on the host.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Existing {
@@ -153,95 +104,6 @@ pub(crate) struct Wanted {
     pub(crate) ipv6: Ipv6Net,
     pub(crate) gateways: (Ipv4Addr, Ipv6Addr),
     pub(crate) mtu: u32,
-}
-
-/// The interface of the bridge's name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    Absent,
-    /// We ended between making it and signing it: nothing was changed for it yet.
-    Unsigned,
-    Ours(Before),
-}
-
-/// What stands under the bridge's name; an error when it is another's.
-pub(crate) fn standing(existing: &Existing) -> Result<Standing, BridgeError> {
-    let Some(link) = &existing.bridge else {
-        return Ok(Standing::Absent);
-    };
-    let is_bridge = link.kind.as_deref() == Some("bridge");
-    match link.alias.as_deref().map(Before::parse) {
-        Some(Some(before)) if is_bridge => Ok(Standing::Ours(before)),
-        None if is_bridge && !link.up && existing.addresses.is_empty() => Ok(Standing::Unsigned),
-        _ => Err(BridgeError::NotOurs(link.name.clone())),
-    }
-}
-
-/// Whether an interface is the host's end of a container's link, be it one that we had no time to sign.
-pub(crate) fn is_port(link: &Link) -> bool {
-    match &link.alias {
-        Some(alias) => alias.starts_with(ALIAS),
-        None => link.kind.as_deref() == Some("veth") && !link.up && link.master.is_none(),
-    }
-}
-
-/// The subnet for IPv4: the bridge's, else the one asked for, else the first free one.
-pub(crate) fn ipv4_subnet(
-    existing: &Existing,
-    asked: Option<Ipv4Net>,
-) -> Result<Ipv4Net, BridgeError> {
-    let standing = existing.addresses.iter().find_map(|net| match net {
-        IpNet::V4(net) => Some(*net),
-        IpNet::V6(_) => None,
-    });
-    match (standing, asked) {
-        (Some(standing), Some(asked)) if standing.trunc() != asked => {
-            Err(BridgeError::OtherSubnet {
-                standing: standing.into(),
-                wanted: asked.into(),
-            })
-        }
-        (Some(standing), _) => Ok(standing.trunc()),
-        (None, Some(asked)) => free(existing, asked.into()).map(|()| asked),
-        (None, None) => (16..=31)
-            .rev()
-            .filter_map(|second| Ipv4Net::new(Ipv4Addr::new(172, second, 0, 0), 16).ok())
-            .find(|net| free(existing, (*net).into()).is_ok())
-            .ok_or(BridgeError::NoFreeSubnet),
-    }
-}
-
-/// The subnet for IPv6: the bridge's, else the one asked for, else the ULA /64 of 40 random bits (RFC 4193 §3.2).
-pub(crate) fn ipv6_subnet(
-    existing: &Existing,
-    asked: Option<Ipv6Net>,
-    random: [u8; 5],
-) -> Result<Ipv6Net, BridgeError> {
-    let standing = existing.addresses.iter().find_map(|net| match net {
-        IpNet::V6(net) if !net.addr().is_unicast_link_local() => Some(*net),
-        _ => None,
-    });
-    match (standing, asked) {
-        (Some(standing), Some(asked)) if standing.trunc() != asked => {
-            Err(BridgeError::OtherSubnet {
-                standing: standing.into(),
-                wanted: asked.into(),
-            })
-        }
-        (Some(standing), _) => Ok(standing.trunc()),
-        (None, Some(asked)) => free(existing, asked.into()).map(|()| asked),
-        (None, None) => {
-            let [a, b, c, d, e] = random;
-            let words = [
-                u16::from_be_bytes([0xfd, a]),
-                u16::from_be_bytes([b, c]),
-                u16::from_be_bytes([d, e]),
-            ];
-            let address = Ipv6Addr::new(words[0], words[1], words[2], 0, 0, 0, 0, 0);
-            let net = Ipv6Net::new_assert(address, 64);
-            free(existing, net.into()).map(|()| net)
-        }
-    }
 }
 
 /// The steps to a bridge as wanted; none when all is well.
@@ -458,29 +320,18 @@ fn gateway_nets(wanted: &Wanted) -> [IpNet; 3] {
     ]
 }
 
-fn free(existing: &Existing, wanted: IpNet) -> Result<(), BridgeError> {
-    let overlaps = |route: &&IpNet| route.contains(&wanted) || wanted.contains(*route);
-    match existing.routes.iter().find(overlaps) {
-        Some(route) => Err(BridgeError::Overlap {
-            wanted,
-            route: *route,
-        }),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn nets(texts: &[&str]) -> Vec<IpNet> {
+    pub(super) fn nets(texts: &[&str]) -> Vec<IpNet> {
         texts
             .iter()
             .map(|text| text.parse().expect("a prefix"))
             .collect()
     }
 
-    fn wanted() -> Wanted {
+    pub(super) fn wanted() -> Wanted {
         Wanted {
             ipv4: "172.31.0.0/16".parse().expect("a subnet"),
             ipv6: "fd00::/64".parse().expect("a subnet"),
@@ -492,7 +343,7 @@ mod tests {
         }
     }
 
-    fn host(before: &Before) -> Existing {
+    pub(super) fn host(before: &Before) -> Existing {
         Existing {
             bridge: Some(Link {
                 index: 3,
@@ -512,59 +363,6 @@ mod tests {
             ipv6_forward: true,
             ..Existing::default()
         }
-    }
-
-    #[test]
-    fn the_default_subnet_is_the_first_free_one_from_the_top() {
-        let with = |routes: &[&str]| Existing {
-            routes: nets(routes),
-            ..Existing::default()
-        };
-        let chosen = |routes: &[&str]| ipv4_subnet(&with(routes), None).map(|net| net.to_string());
-        assert_eq!(chosen(&[]).expect("free"), "172.31.0.0/16");
-        assert_eq!(
-            chosen(&["172.31.7.0/24", "172.30.0.1/32"]).expect("free"),
-            "172.29.0.0/16"
-        );
-        assert_eq!(chosen(&["172.24.0.0/13"]).expect("free"), "172.23.0.0/16");
-        assert!(matches!(
-            chosen(&["172.0.0.0/8"]),
-            Err(BridgeError::NoFreeSubnet)
-        ));
-    }
-
-    #[test]
-    fn a_subnet_asked_for_must_be_free_and_the_one_that_stands() {
-        let asked: Ipv4Net = "10.99.0.0/16".parse().expect("a subnet");
-        let busy = Existing {
-            routes: nets(&["10.99.4.0/24"]),
-            ..Existing::default()
-        };
-        assert!(matches!(
-            ipv4_subnet(&busy, Some(asked)),
-            Err(BridgeError::Overlap { .. })
-        ));
-        let existing = host(&Before::default());
-        assert!(matches!(
-            ipv4_subnet(&existing, Some(asked)),
-            Err(BridgeError::OtherSubnet { .. })
-        ));
-        assert_eq!(
-            ipv4_subnet(&existing, None).expect("it stands"),
-            wanted().ipv4
-        );
-        assert_eq!(
-            ipv6_subnet(&existing, None, [9; 5]).expect("it stands"),
-            wanted().ipv6,
-            "not the link-local one"
-        );
-    }
-
-    #[test]
-    fn the_ipv6_default_is_a_unique_local_subnet() {
-        let net =
-            ipv6_subnet(&Existing::default(), None, [0x12, 0x34, 0x56, 0x78, 0x9a]).expect("free");
-        assert_eq!(net.to_string(), "fd12:3456:789a::/64");
     }
 
     #[test]
@@ -627,42 +425,6 @@ mod tests {
             at(&|step| matches!(step, Step::Sysctl { key, .. } if key.contains("accept_ra")));
         let forward = at(&|step| matches!(step, Step::Sysctl { key, .. } if key == IPV6_FORWARD));
         assert!(alias < accept && accept < forward, "{steps:?}");
-    }
-
-    #[test]
-    fn the_alias_round_trips_and_strangers_are_not_ours() {
-        let before = Before {
-            ipv4_forward: true,
-            ipv6_forward: false,
-            advertised: vec!["eth0".to_owned(), "eth1".to_owned()],
-        };
-        assert_eq!(Before::parse(&before.to_string()), Some(before.clone()));
-        assert_eq!(Before::parse("my bridge"), None);
-        let shortened = Before::parse(BRIDGE_ALIAS).expect("still ours");
-        assert!(
-            shortened.ipv4_forward && shortened.ipv6_forward,
-            "nothing to put back"
-        );
-        let mut existing = host(&before);
-        assert_eq!(standing(&existing).expect("ours"), Standing::Ours(before));
-        if let Some(link) = &mut existing.bridge {
-            link.alias = None;
-        }
-        assert!(matches!(standing(&existing), Err(BridgeError::NotOurs(_))));
-    }
-
-    #[test]
-    fn a_bridge_we_had_no_time_to_sign_is_ours() {
-        let mut existing = host(&Before::default());
-        existing.addresses.clear();
-        if let Some(link) = &mut existing.bridge {
-            (link.alias, link.up) = (None, false);
-        }
-        assert_eq!(standing(&existing).expect("ours"), Standing::Unsigned);
-        assert_eq!(
-            standing(&Existing::default()).expect("nobody's"),
-            Standing::Absent
-        );
     }
 
     #[test]
