@@ -8,6 +8,7 @@
 //! control planes than learning). Entries that come with a local port stand beside those for remotes: while both exist
 //! the port's counts, and removing one leaves the other, so the order in which an endpoint's move is told does not matter.
 
+mod places;
 mod writer;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
+use places::{Fdb, Numbers};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
@@ -51,7 +53,7 @@ pub struct Port {
 }
 
 /// Where frames for one MAC go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Location {
     /// To a container on this host.
     Local(PortId),
@@ -167,18 +169,13 @@ struct RemoteEntry {
 #[derive(Clone)]
 pub struct Network {
     config: NetworkConfig,
-    fdb: ShardedMap<MacAddr, FdbEntry>,
+    fdb: Fdb,
     neighbors: ShardedMap<IpAddr, NeighborEntry>,
-    members: HashMap<IpAddr, Member, RandomState>,
+    // Shared by snapshots: what changes seldom is not copied with what changes often.
+    members: Arc<HashMap<IpAddr, Member, RandomState>>,
     /// Derived from `members`, in the order of addresses.
-    flood_remotes: Vec<SocketAddr>,
+    flood_remotes: Arc<Vec<SocketAddr>>,
     ports: Vec<PortId>,
-}
-
-#[derive(Clone, Copy, Default, PartialEq)]
-struct FdbEntry {
-    local: Option<PortId>,
-    remote: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -291,10 +288,10 @@ impl Network {
     fn new(config: NetworkConfig) -> Self {
         Self {
             config,
-            fdb: ShardedMap::new(),
+            fdb: Fdb::new(),
             neighbors: ShardedMap::new(),
-            members: HashMap::default(),
-            flood_remotes: Vec::new(),
+            members: Arc::default(),
+            flood_remotes: Arc::default(),
             ports: Vec::new(),
         }
     }
@@ -309,7 +306,7 @@ impl Network {
     #[inline]
     #[must_use]
     pub fn lookup(&self, mac: MacAddr) -> Option<Location> {
-        self.fdb.get(mac).and_then(FdbEntry::location)
+        self.fdb.get(mac)
     }
 
     /// The MAC that `ip` belongs to: a local port's, or a remote endpoint's; not the gateway's.
@@ -339,9 +336,7 @@ impl Network {
 
     /// All forwarding entries, in no order.
     pub fn entries(&self) -> impl Iterator<Item = (MacAddr, Location)> + '_ {
-        self.fdb
-            .iter()
-            .filter_map(|(mac, entry)| Some((mac, entry.location()?)))
+        self.fdb.iter()
     }
 
     /// All neighbour entries, in no order; not the gateway's.
@@ -370,36 +365,25 @@ impl Network {
         self.fdb.len() == 0
     }
 
-    fn change_fdb(&mut self, mac: MacAddr, change: impl FnOnce(&mut FdbEntry)) {
-        self.fdb.update(mac, |entry| {
-            let mut entry = entry.unwrap_or_default();
-            change(&mut entry);
-            (entry != FdbEntry::default()).then_some(entry)
-        });
-    }
-
     fn change_neighbor(&mut self, ip: IpAddr, change: impl FnOnce(&mut NeighborEntry)) {
-        self.neighbors.update(ip, |entry| {
-            let mut entry = entry.unwrap_or_default();
+        self.neighbors.update(ip, |mut entry| {
             change(&mut entry);
-            (entry != NeighborEntry::default()).then_some(entry)
+            entry
         });
     }
 
-    fn add_port(&mut self, port: &Port) {
+    fn add_port(&mut self, numbers: &mut Numbers, port: &Port) {
         self.ports.push(port.id);
-        self.change_fdb(port.mac, |entry| entry.local = Some(port.id));
+        self.fdb.set(numbers, port.mac, Location::Local(port.id));
         for ip in &port.ips {
             self.change_neighbor(*ip, |entry| entry.local = Some((port.id, port.mac)));
         }
     }
 
-    fn remove_port(&mut self, port: &Port) {
+    fn remove_port(&mut self, numbers: &mut Numbers, port: &Port) {
         self.ports.retain(|id| *id != port.id);
         // Another port may have taken over the MAC or an address meanwhile: only what is still this port's goes.
-        self.change_fdb(port.mac, |entry| {
-            entry.local = entry.local.filter(|id| *id != port.id)
-        });
+        self.fdb.remove_local(numbers, port.mac, port.id);
         for ip in &port.ips {
             self.change_neighbor(*ip, |entry| {
                 entry.local = entry.local.filter(|(id, _)| *id != port.id)
@@ -408,22 +392,10 @@ impl Network {
     }
 
     fn derive_flood_remotes(&mut self) {
-        self.flood_remotes.clear();
-        self.flood_remotes.extend(
-            self.members
-                .values()
-                .filter(|member| member.flood)
-                .map(|member| member.remote),
-        );
-        self.flood_remotes.sort_unstable();
-    }
-}
-
-impl FdbEntry {
-    fn location(&self) -> Option<Location> {
-        self.local
-            .map(Location::Local)
-            .or(self.remote.map(Location::Remote))
+        let flooded = self.members.values().filter(|member| member.flood);
+        let mut remotes: Vec<SocketAddr> = flooded.map(|member| member.remote).collect();
+        remotes.sort_unstable();
+        self.flood_remotes = Arc::new(remotes);
     }
 }
 

@@ -3,11 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use std::collections::HashMap;
+
 use arc_swap::ArcSwap;
 
 use super::{
-    Change, Member, Network, NetworkConfig, Port, PortEntry, PortId, RemoteEntry, SharedTables,
-    Tables,
+    Change, Location, Member, Network, NetworkConfig, Numbers, Port, PortEntry, PortId,
+    RemoteEntry, SharedTables, Tables,
 };
 use crate::Vni;
 use crate::stats::Meter;
@@ -16,6 +18,10 @@ use crate::stats::Meter;
 pub struct TableWriter {
     tables: Tables,
     shared: SharedTables,
+    /// Of each network, which numbers its places have.
+    numbers: HashMap<Vni, Numbers>,
+    /// Snapshots that some reader still holds. This thread drops them, which takes time in large tables: no reader is to be the last.
+    retired: Vec<Arc<Tables>>,
     workers: usize,
 }
 
@@ -33,6 +39,8 @@ impl TableWriter {
         Self {
             shared: Arc::new(ArcSwap::from_pointee(tables.clone())),
             tables,
+            numbers: HashMap::new(),
+            retired: Vec::new(),
             workers,
         }
     }
@@ -56,9 +64,12 @@ impl TableWriter {
         members_changed.sort_unstable();
         members_changed.dedup();
         for vni in members_changed {
-            self.change_network(vni, Network::derive_flood_remotes);
+            self.change_network(vni, |network, _| network.derive_flood_remotes());
         }
-        self.shared.store(Arc::new(self.tables.clone()));
+        let old = self.shared.swap(Arc::new(self.tables.clone()));
+        self.retired.push(old);
+        // Nobody can come to hold what isn't published any more.
+        self.retired.retain(|tables| Arc::strong_count(tables) > 1);
     }
 
     fn apply_one(&mut self, change: &Change) {
@@ -66,27 +77,28 @@ impl TableWriter {
             Change::SetNetwork(config) => self.set_network(config),
             Change::RemoveNetwork(vni) => {
                 let gone = Arc::make_mut(&mut self.tables.networks).remove(vni);
+                self.numbers.remove(vni);
                 for addr in gone.iter().flat_map(|network| network.members.keys()) {
                     self.remove_membership(*addr);
                 }
             }
             Change::SetFdb { vni, mac, remote } => {
-                self.change_network(*vni, |network| {
-                    network.change_fdb(*mac, |entry| entry.remote = Some(*remote))
+                self.change_network(*vni, |network, numbers| {
+                    network.fdb.set(numbers, *mac, Location::Remote(*remote));
                 });
             }
             Change::RemoveFdb { vni, mac } => {
-                self.change_network(*vni, |network| {
-                    network.change_fdb(*mac, |entry| entry.remote = None)
+                self.change_network(*vni, |network, numbers| {
+                    network.fdb.remove_remote(numbers, *mac);
                 });
             }
             Change::SetNeighbor { vni, ip, mac } => {
-                self.change_network(*vni, |network| {
+                self.change_network(*vni, |network, _| {
                     network.change_neighbor(*ip, |entry| entry.row = Some(*mac))
                 });
             }
             Change::RemoveNeighbor { vni, ip } => {
-                self.change_network(*vni, |network| {
+                self.change_network(*vni, |network, _| {
                     network.change_neighbor(*ip, |entry| entry.row = None)
                 });
             }
@@ -96,15 +108,17 @@ impl TableWriter {
                     flood: *flood,
                 };
                 let mut new = false;
-                self.change_network(*vni, |network| {
-                    new = network.members.insert(remote.ip(), member).is_none();
+                self.change_network(*vni, |network, _| {
+                    new = Arc::make_mut(&mut network.members)
+                        .insert(remote.ip(), member)
+                        .is_none();
                 });
                 self.add_membership(*remote, new);
             }
             Change::RemoveMember { vni, addr } => {
                 let mut gone = false;
-                self.change_network(*vni, |network| {
-                    gone = network.members.remove(addr).is_some();
+                self.change_network(*vni, |network, _| {
+                    gone = Arc::make_mut(&mut network.members).remove(addr).is_some();
                 });
                 if gone {
                     self.remove_membership(*addr);
@@ -131,8 +145,9 @@ impl TableWriter {
             .filter(|port| port.vni == config.vni)
             .collect();
         ports.sort_unstable_by_key(|port| port.id);
+        let numbers = self.numbers.entry(config.vni).or_default();
         for port in ports {
-            network.add_port(port);
+            network.add_port(numbers, port);
         }
         networks.insert(config.vni, Arc::new(network));
     }
@@ -146,12 +161,14 @@ impl TableWriter {
             errors: Arc::default(),
         };
         Arc::make_mut(&mut self.tables.ports).insert(port.id, entry);
-        self.change_network(port.vni, |network| network.add_port(port));
+        self.change_network(port.vni, |network, numbers| network.add_port(numbers, port));
     }
 
     fn remove_port(&mut self, id: PortId) {
         if let Some(PortEntry { port, .. }) = Arc::make_mut(&mut self.tables.ports).remove(&id) {
-            self.change_network(port.vni, |network| network.remove_port(&port));
+            self.change_network(port.vni, |network, numbers| {
+                network.remove_port(numbers, &port);
+            });
         }
     }
 
@@ -184,9 +201,10 @@ impl TableWriter {
         }
     }
 
-    fn change_network(&mut self, vni: Vni, change: impl FnOnce(&mut Network)) {
+    fn change_network(&mut self, vni: Vni, change: impl FnOnce(&mut Network, &mut Numbers)) {
         if let Some(network) = Arc::make_mut(&mut self.tables.networks).get_mut(&vni) {
-            change(Arc::make_mut(network));
+            let numbers = self.numbers.entry(vni).or_default();
+            change(Arc::make_mut(network), numbers);
         }
     }
 }
