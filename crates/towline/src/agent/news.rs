@@ -3,11 +3,17 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use control::Event;
+use control::{Event, TableChange};
+use crossbeam_channel::Receiver;
+use vtep::Vni;
 
 use super::{Agent, Member, announce, container, installed, manager, misdelivery, port};
+
+/// How long changes of tables that follow each other closely are gathered, so that the datapath gets them as one.
+const GATHERED_AT_MOST: Duration = Duration::from_millis(2);
 
 /// Starts following; ends when control does.
 ///
@@ -20,16 +26,35 @@ pub(super) fn start(agent: &Arc<Agent>, member: &Arc<Member>) -> anyhow::Result<
     thread::Builder::new()
         .name("news".into())
         .spawn(move || {
-            for event in events {
+            let mut next = None;
+            while let Some(event) = next.take().or_else(|| events.recv().ok()) {
                 let Some(member) = followed.upgrade() else {
                     break;
                 };
-                handle(&agent, &member, event);
+                if let Event::Table { vni, changes } = event {
+                    let mut news = vec![(vni, changes)];
+                    next = gather(&events, &mut news);
+                    member.follower.tables(&news);
+                } else {
+                    handle(&agent, &member, event);
+                }
             }
         })
         .context("cannot start a thread")?;
     announce::start(member)?;
     misdelivery::start(member)
+}
+
+/// Takes the changes of tables that are there already, without waiting for any; returns the other event that ended them.
+fn gather(events: &Receiver<Event>, news: &mut Vec<(Vni, Vec<TableChange>)>) -> Option<Event> {
+    let start = Instant::now();
+    while start.elapsed() < GATHERED_AT_MOST {
+        match events.try_recv() {
+            Ok(Event::Table { vni, changes }) => news.push((vni, changes)),
+            other => return other.ok(),
+        }
+    }
+    None
 }
 
 fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
@@ -54,7 +79,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
                 port::follow(agent, member);
             }
         }
-        Event::Table { vni, changes } => member.follower.table(vni, &changes),
+        Event::Table { vni, changes } => member.follower.tables(&[(vni, changes)]),
         Event::NetworkChanged(network) => {
             let known = agent
                 .state
@@ -78,5 +103,35 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
         Event::Inspect(inspection) => installed::report(member, inspection),
         Event::RowLost { vni, epoch } => container::lost(agent, vni, epoch),
         Event::Owned(owned) => container::owned(agent, &owned),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_that_wait_are_taken_together_and_nothing_overtakes() {
+        let (send, events) = crossbeam_channel::unbounded();
+        let table = |number: u32| {
+            let vni = Vni::new(number).unwrap();
+            Event::Table {
+                vni,
+                changes: Vec::new(),
+            }
+        };
+        let vnis = |news: &[(Vni, Vec<TableChange>)]| {
+            news.iter().map(|(vni, _)| vni.get()).collect::<Vec<_>>()
+        };
+        let removed = Event::NetworkRemoved(Vni::new(5000).unwrap());
+        for event in [table(4097), removed, table(4098)] {
+            send.send(event).unwrap();
+        }
+        let mut news = vec![(Vni::new(4096).unwrap(), Vec::new())];
+        let next = gather(&events, &mut news);
+        assert_eq!(vnis(&news), [4096, 4097]);
+        assert!(matches!(next, Some(Event::NetworkRemoved(_))));
+        assert!(gather(&events, &mut news).is_none(), "nobody is waited for");
+        assert_eq!(vnis(&news), [4096, 4097, 4098]);
     }
 }

@@ -227,10 +227,13 @@ impl Follower {
         self.datapath.apply(&changes);
     }
 
-    /// News of one network's table.
-    pub(super) fn table(&self, vni: Vni, news: &[TableChange]) {
+    /// News of networks' tables, in the order they came; the datapath gets them as one.
+    pub(super) fn tables(&self, news: &[(Vni, Vec<TableChange>)]) {
         let mut translator = self.lock();
-        let changes = translator.table(vni, news);
+        let mut changes = Vec::new();
+        for (vni, news) in news {
+            changes.extend(translator.table(*vni, news));
+        }
         self.datapath.apply(&changes);
         // Behind the tables: a container that asks back must hear the same.
         for moved in translator.moved.drain(..) {
