@@ -24,6 +24,7 @@ use netns::{NetlinkError, Netns, NetnsError};
 use serde::Serialize;
 
 pub use crate::announce::Announcement;
+use crate::budget::Limit;
 pub use crate::capture::{Capture, CaptureFilter};
 pub use crate::edge::TapFeatures;
 use crate::fdb::{Change, PortId, Tables};
@@ -192,6 +193,10 @@ pub struct DatapathStatus {
     pub segments_max: usize,
     /// Whether the kernel merges datagrams on receipt (`UDP_GRO`).
     pub merges_datagrams: bool,
+    /// Copies of flooded frames that one port may cause.
+    pub port_floods: Limit,
+    /// Copies of flooded frames from one remote that may be made for ports here.
+    pub remote_floods: Limit,
     /// What was said about the paths to other hosts.
     pub path_reports: Reports,
     /// What its ports can do, by backend.

@@ -73,6 +73,7 @@ fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
         ("endpoints".to_owned(), cluster.endpoints.to_string()),
         ("control".to_owned(), control(&cluster.control)),
         ("datapath".to_owned(), datapath(&cluster.datapath)),
+        ("floods".to_owned(), floods(&cluster.datapath)),
         ("gateway".to_owned(), gateway(&cluster.gateway)),
         ("neighbors".to_owned(), neighbors(&cluster.neighbor_limits)),
         ("traffic".to_owned(), counts(&cluster.traffic)),
@@ -212,6 +213,14 @@ fn control(value: &Value) -> String {
     }
 }
 
+/// How much is flooded at most: broadcast, multicast, and what has no entry.
+fn floods(datapath: &Value) -> String {
+    format!(
+        "at most {} copies a second from each port, {} from each remote",
+        datapath["port_floods"]["rate"], datapath["remote_floods"]["rate"]
+    )
+}
+
 fn datapath(value: &Value) -> String {
     let mut parts = vec![
         text_of(&value["kind"]),
@@ -315,6 +324,17 @@ mod tests {
             datapath(&value),
             "userspace, UDP 192.0.2.1:4789, 2 workers, receive buffer 4096 KiB, UDP_SEGMENT up to 64, UDP_GRO, \
              3 ports offload (offloads: checksum)"
+        );
+    }
+
+    #[test]
+    fn the_limits_of_floods_are_said() {
+        let value = serde_json::json!({
+            "port_floods": { "rate": 20_000, "burst": 20_000 }, "remote_floods": { "rate": 100_000, "burst": 100_000 }
+        });
+        assert_eq!(
+            floods(&value),
+            "at most 20000 copies a second from each port, 100000 from each remote"
         );
     }
 

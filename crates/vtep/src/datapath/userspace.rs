@@ -67,6 +67,8 @@ pub struct UserspaceDatapath {
     paths: Arc<Paths>,
     send: Arc<SendSockets>,
     netns: Netns,
+    /// The workers' engines'.
+    settings: Settings,
     /// Where it receives, and by which sockets.
     receiving: Mutex<Receiving>,
 }
@@ -129,6 +131,10 @@ impl UserspaceDatapath {
         captures.set_own(listen, source_ports);
         let misdeliveries = Arc::<Misdeliveries>::default();
         let receiving = Receiving::new(listen, &underlays);
+        let settings = Settings {
+            strict_reserved_bits,
+            ..Settings::default()
+        };
         let mut counters = Vec::with_capacity(workers);
         let mut threads = Vec::with_capacity(workers);
         for (index, underlay) in underlays.into_iter().enumerate() {
@@ -140,10 +146,7 @@ impl UserspaceDatapath {
                     probes: Arc::clone(&probes),
                     paths: Arc::clone(&paths),
                     misdeliveries: Arc::clone(&misdeliveries),
-                    settings: Settings {
-                        strict_reserved_bits,
-                        ..Settings::default()
-                    },
+                    settings,
                     index,
                 },
             );
@@ -167,6 +170,7 @@ impl UserspaceDatapath {
             paths,
             send,
             netns,
+            settings,
             receiving: Mutex::new(receiving),
         })
     }
@@ -475,6 +479,8 @@ impl Datapath for UserspaceDatapath {
             receive_buffer_bytes: socket.map_or(0, |socket| socket.buffer()),
             segments_max: self.send.segments_max(),
             merges_datagrams: socket.is_some_and(|socket| socket.merges()),
+            port_floods: self.settings.port_floods,
+            remote_floods: self.settings.remote_floods,
             path_reports: self.paths.reports(),
             backends,
         }
