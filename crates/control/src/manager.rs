@@ -464,7 +464,7 @@ impl Manager {
             Request::RemoveHost {
                 host: wanted,
                 force,
-            } => self.remove_host(&wanted, force, now),
+            } => self.remove_host(connection, &wanted, force, now),
             Request::Token {
                 role,
                 rotate,

@@ -314,6 +314,39 @@ fn a_removed_host_is_cut_off_at_once_and_for_ever() {
 }
 
 #[test]
+fn a_removed_host_can_be_shut_out_again_after_the_store_was_lost() {
+    let mut cluster = Cluster::new(121);
+    let manager = cluster.start();
+    let operator = cluster.operator();
+    let token = cluster.token(&operator, Role::Worker, false, None);
+    let [kept, removed] = [2, 3].map(|host| cluster.join(host, &token).unwrap());
+    let remove = |by: &AgentHandle, host: String| {
+        let force = true;
+        by.request(Request::RemoveHost { host, force })
+    };
+    let _agent = cluster.connect(3, &removed).unwrap();
+    remove(&operator, "h3".to_owned()).unwrap();
+    drop(operator);
+    manager.shutdown();
+
+    cluster.store = MemoryStore::default();
+    let _manager = cluster.start();
+    let operator = cluster.operator();
+    let id = removed.certificate().host.to_string();
+    // Not by any host: the list would grow as long as it likes.
+    let worker = cluster.connect(2, &kept).unwrap();
+    let refused = remove(&worker, id.clone()).unwrap_err().to_string();
+    assert!(refused.contains("manager's host"), "{refused}");
+    remove(&operator, id).unwrap();
+    match cluster.connect(3, &removed) {
+        Err(RequestError::Refused(reason)) => assert!(reason.contains("removed"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let unknown = remove(&operator, "h3".to_owned()).unwrap_err().to_string();
+    assert!(unknown.contains("not found"), "{unknown}");
+}
+
+#[test]
 fn a_host_that_stands_by_takes_over_and_the_old_manager_stands_down() {
     let cluster = Cluster::new(120);
     let first = cluster.start();

@@ -225,6 +225,7 @@ impl Manager {
 
     pub(super) fn remove_host(
         &mut self,
+        asker: Connection,
         wanted: &str,
         force: bool,
         now: Duration,
@@ -235,10 +236,7 @@ impl Manager {
             .values()
             .find(|info| info.name == wanted || info.id.to_string() == wanted);
         let Some(info) = found else {
-            return Err(format!(
-                "host {} not found: `towline host ls` shows the hosts",
-                quote(wanted)
-            ));
+            return self.shut_out(asker, wanted);
         };
         let (id, name) = (info.id, info.name.clone());
         if id == self.settings.host {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Connection, Manager, Output};
 use crate::host::{HostId, HostInfo};
 use crate::message::ToAgent;
+use crate::network::quote;
 use crate::pki::{Certificate, Role};
 use crate::request::Response;
 use crate::token::Secret;
@@ -103,6 +104,28 @@ impl Manager {
                 .to_owned(),
             removed: true,
         })
+    }
+
+    /// Refuses, from now on, a host by its id that is no member: one that was removed, of which a store that was lost knew. Managers'
+    /// hosts alone may, because each is remembered for ever.
+    pub(super) fn shut_out(&mut self, asker: Connection, wanted: &str) -> Result<Response, String> {
+        let Ok(id) = wanted.parse::<HostId>() else {
+            return Err(format!(
+                "host {} not found: `towline host ls` shows the hosts",
+                quote(wanted)
+            ));
+        };
+        let role = self.connections.get(&asker).map(|peer| peer.role);
+        if role != Some(Role::Manager) {
+            return Err(format!(
+                "no host has the id {id}: to shut it out all the same, run `towline host rm` on a manager's host"
+            ));
+        }
+        if !self.state.is_revoked(id) {
+            tracing::info!(%id, "no certificate of this id is taken");
+            self.state.remove_host(id, self.unix);
+        }
+        Ok(Response::Done)
     }
 
     /// Shows or changes a token. Managers' hosts alone may: a token makes members.
