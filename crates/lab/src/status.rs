@@ -12,6 +12,9 @@ use crate::shapes::Container;
 use crate::state::{Folder, State};
 use crate::topology::{self, Underlay, Wire};
 
+/// Containers of a host that are named one by one.
+const NAMED_MAX: usize = 20;
+
 /// Options of `lab status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: towline lab status --json")]
@@ -119,22 +122,38 @@ fn containers(mut containers: Vec<Container>) -> Vec<ContainerReport> {
 
 fn text(report: &Report) -> String {
     let rows = report.hosts.iter().map(|host| {
-        let containers: Vec<String> = host.containers.iter().map(describe).collect();
         let role = if host.manager { "manager" } else { "member" };
         vec![
             host.name.clone(),
             host.address.to_string(),
             role.to_owned(),
             format!("{} (pid {})", host.agent, host.pid),
-            if containers.is_empty() {
-                "-".to_owned()
-            } else {
-                containers.join(", ")
-            },
+            describe_all(&host.containers),
         ]
     });
     let table = output::table(&["HOST", "ADDRESS", "ROLE", "AGENT", "CONTAINERS"], rows);
     format!("{table}\n\nnetwork {} {}", report.network, report.subnet)
+}
+
+/// Each of them, or of many the first and the last.
+fn describe_all(containers: &[ContainerReport]) -> String {
+    match containers {
+        [] => "-".to_owned(),
+        [first, .., last] if containers.len() > NAMED_MAX => {
+            let running = containers.iter().filter(|one| one.state == "running");
+            format!(
+                "{} … {} ({} of {} running)",
+                describe(first),
+                describe(last),
+                running.count(),
+                containers.len()
+            )
+        }
+        few => {
+            let described: Vec<String> = few.iter().map(describe).collect();
+            described.join(", ")
+        }
+    }
 }
 
 fn describe(container: &ContainerReport) -> String {
@@ -185,6 +204,21 @@ mod tests {
             }],
         });
         assert_eq!(serde_json::to_value(sample()).unwrap(), expected);
+    }
+
+    #[test]
+    fn of_many_containers_the_first_and_the_last_are_named() {
+        let mut report = sample();
+        report.hosts[0].containers = (1..=1000)
+            .map(|index| ContainerReport {
+                name: format!("c{index}"),
+                state: if index == 7 { "exited" } else { "running" }.into(),
+                ips: vec!["10.9.0.2".parse().unwrap()],
+            })
+            .collect();
+        let text = text(&report);
+        let expected = "c1 10.9.0.2 … c1000 10.9.0.2 (999 of 1000 running)";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]
