@@ -195,6 +195,11 @@ impl Host {
         }
     }
 
+    /// The next agent is started with these options.
+    pub fn set_agent_options(&mut self, options: &[&str]) {
+        self.agent_options = options.iter().map(|&option| option.to_owned()).collect();
+    }
+
     /// Kills the agent with SIGKILL and waits until it is gone.
     ///
     /// # Panics

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
 
 /// A host's identity: 128 random bits made once, kept in its state folder for ever.
 ///
@@ -17,6 +18,16 @@ impl HostId {
     #[must_use]
     pub fn random() -> Self {
         Self(random_bytes())
+    }
+
+    /// The identity of a host that is known by its name alone: the start of the name's SHA-256.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        let digest = sha2::Sha256::digest(name.as_bytes());
+        let (start, _) = digest
+            .split_first_chunk()
+            .expect("SHA-256 has 32 bytes, half of them are 16");
+        Self(*start)
     }
 
     /// From its 16 bytes.

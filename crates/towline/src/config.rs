@@ -41,6 +41,10 @@ pub(crate) struct Flags {
     /// [default: accept them, RFC 7348 §5; configuration key: strict-reserved-bits]
     #[arg(long, env = "TOWLINE_STRICT_RESERVED_BITS")]
     strict_reserved_bits: bool,
+    /// Take networks, endpoints and other hosts from this file (TOML) instead of a manager; SIGHUP reads it again
+    /// [default: ask a manager; configuration key: static]
+    #[arg(long = "static", env = "TOWLINE_STATIC", value_name = "FILE")]
+    static_tables: Option<PathBuf>,
     /// How long certificates are good for that this host's manager signs: a number with s, m, h or d, at least 10s;
     /// hosts renew theirs after two thirds of it [default: 90d; configuration key: cert-expiry]
     #[arg(long, env = "TOWLINE_CERT_EXPIRY", value_name = "DURATION")]
@@ -57,6 +61,8 @@ struct File {
     backend: Option<Backend>,
     workers: Option<usize>,
     strict_reserved_bits: Option<bool>,
+    #[serde(rename = "static")]
+    static_tables: Option<PathBuf>,
     #[serde(default)]
     default_address_pools: Vec<AddressPool>,
     cert_expiry: Option<String>,
@@ -77,6 +83,8 @@ pub(crate) struct Config {
     pub(crate) workers: Option<usize>,
     /// Whether reserved VXLAN bits are refused.
     pub(crate) strict_reserved_bits: bool,
+    /// The file that is in a manager's place.
+    pub(crate) static_tables: Option<PathBuf>,
     /// Where a manager here draws subnets from, unless `init` was told; none: 10.0.0.0/8 in pieces of /24.
     pub(crate) pools: Vec<AddressPool>,
     /// How long certificates are good for that this host's manager signs.
@@ -90,8 +98,10 @@ impl Config {
     /// A file that was named but cannot be read, an unknown key, a value out of range.
     pub(crate) fn load(flags: Flags, socket: Option<&Path>) -> anyhow::Result<Self> {
         let file = match &flags.config {
-            Some(path) => read(path)?,
-            None if Path::new(DEFAULT_CONFIG).exists() => read(Path::new(DEFAULT_CONFIG))?,
+            Some(path) => read_toml("configuration", path)?,
+            None if Path::new(DEFAULT_CONFIG).exists() => {
+                read_toml("configuration", Path::new(DEFAULT_CONFIG))?
+            }
             None => File::default(),
         };
         Self::join(file, flags, socket)
@@ -128,14 +138,26 @@ impl Config {
             workers,
             strict_reserved_bits: flags.strict_reserved_bits
                 || file.strict_reserved_bits.unwrap_or(false),
+            static_tables: flags
+                .static_tables
+                .or(file.static_tables)
+                .map(|path| absolute(Some(path), ""))
+                .transpose()?,
             pools: file.default_address_pools,
         })
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<File> {
+/// Reads a TOML file that holds `what`.
+///
+/// # Errors
+/// One line, with that of the file.
+pub(crate) fn read_toml<T: serde::de::DeserializeOwned>(
+    what: &str,
+    path: &Path,
+) -> anyhow::Result<T> {
     let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+        .with_context(|| format!("cannot read the {what} file {}", path.display()))?;
     // The parser's message has several lines; an error here is one.
     toml::from_str(&text).map_err(|error| {
         let line = error
@@ -212,7 +234,8 @@ mod tests {
         for text in ["nmae = 'h1'", "workers = 'many'", "= 3"] {
             let path = dir.path().join("towline.toml");
             std::fs::write(&path, text).expect("write");
-            let error = format!("{:#}", read(&path).expect_err("refused"));
+            let read = read_toml::<File>("configuration", &path);
+            let error = format!("{:#}", read.expect_err("refused"));
             assert!(error.contains("towline.toml, line 1"), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }

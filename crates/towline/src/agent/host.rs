@@ -13,7 +13,14 @@ pub(super) fn list(agent: &Agent) -> anyhow::Result<Vec<Host>> {
     let Response::Hosts(views) = member.control.request(Request::Hosts)? else {
         return Err(unexpected());
     };
-    Ok(shown(views, member.host.id))
+    let mut hosts = shown(views, member.host.id);
+    if member.control.static_tables().is_some() {
+        // Nobody asks whether they live.
+        for host in &mut hosts {
+            "static".clone_into(&mut host.state);
+        }
+    }
+    Ok(hosts)
 }
 
 /// Hosts as they are shown, on the host `own`.

@@ -18,7 +18,9 @@ use super::keys::{self, Keys};
 use super::membership::Parts;
 use super::network::unexpected;
 use super::state::Membership;
-use super::{Agent, container, manager, neighbors, news, path, port, survey, trust, underlay};
+use super::{
+    Agent, container, manager, neighbors, news, path, port, static_mode, survey, trust, underlay,
+};
 use crate::api::{Init, Initialized, Join, Joined};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
@@ -139,6 +141,12 @@ pub(super) fn join(agent: &Arc<Agent>, wanted: &Join) -> anyhow::Result<Joined> 
 }
 
 fn in_no_cluster(agent: &Agent) -> anyhow::Result<()> {
+    if let Some(file) = &agent.config.static_tables {
+        bail!(
+            "this agent is in static mode, its tables come from {}: start it without --static to make it part of a cluster",
+            file.display()
+        );
+    }
     if let Ok(member) = agent.member() {
         bail!(
             "this host is in a cluster already (manager {}): run 'towline leave' first",
@@ -279,6 +287,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
         }
     }
     container::remove_all(agent)?;
+    static_mode::remove_ports(agent, &member)?;
     if !member.runs_manager()
         && let Err(error) = member.control.request(Request::Leave)
     {

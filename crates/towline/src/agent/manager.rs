@@ -57,7 +57,10 @@ pub(super) fn start(
 /// # Errors
 /// What the manager refused, or a file that cannot be written.
 pub(super) fn stand_by(agent: &Agent, member: &Member) -> anyhow::Result<()> {
-    let keys = member.keys();
+    let Ok(keys) = member.keys() else {
+        // Static mode: there is none to stand by for.
+        return Ok(());
+    };
     if keys.identity.certificate().role != Role::Manager || member.runs_manager() {
         return Ok(());
     }
@@ -88,7 +91,7 @@ pub(super) fn promote(agent: &Agent) -> anyhow::Result<()> {
     if member.runs_manager() {
         bail!("this host is the manager already");
     }
-    let keys = member.keys();
+    let keys = member.keys()?;
     if keys.authority.is_none() {
         bail!(
             "this host does not stand by as a manager: only hosts that joined with a token of 'towline token manager' can be promoted"
@@ -161,14 +164,15 @@ pub(super) fn keep_managers(agent: &Agent, member: &Member) {
     }
 }
 
-/// How this host takes part: `manager`, `standby` or `member`.
+/// How this host takes part: `manager`, `standby`, `member`, or `static` where a file is in a manager's place.
 pub(super) fn role(member: &Member) -> &'static str {
     if member.runs_manager() {
-        "manager"
-    } else if member.keys().authority.is_some() {
-        "standby"
-    } else {
-        "member"
+        return "manager";
+    }
+    match member.keys() {
+        Err(_) => "static",
+        Ok(keys) if keys.authority.is_some() => "standby",
+        Ok(_) => "member",
     }
 }
 

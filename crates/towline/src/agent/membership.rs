@@ -1,20 +1,23 @@
-//! This host's place in a cluster while the agent runs: datapath, control,
-//! gateway bridge, and the manager where this host runs one.
+//! This host's place in a cluster, or in a file of static tables, while the agent
+//! runs: datapath, control, gateway bridge, and the manager where this host runs one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::Context as _;
 use bridge::{Gateway, Settings};
 use control::{
     AgentConfig, AgentHandle, Authority, CacheConfig, EndpointState, HostInfo, Identity,
-    ManagerHandle, Network, Request, WallClock,
+    ManagerHandle, Network, Request, RequestError, Response, WallClock,
 };
 use vtep::Vni;
 use vtep::datapath::{Datapath, UserspaceConfig, UserspaceDatapath};
 use vtep::fdb::Change;
 
+use super::control_source::Control;
 use super::keys::{self, Keys};
 use super::port::PortKeeper;
 use super::state::Membership;
+use super::static_mode::StaticTables;
 use super::tables::{Follower, network_config};
 use super::{Agent, manager};
 
@@ -40,11 +43,12 @@ pub(crate) struct Member {
     pub(crate) host: HostInfo,
     /// Carries frames.
     pub(crate) datapath: Arc<dyn Datapath>,
-    /// Asks the manager.
-    pub(crate) control: AgentHandle,
+    /// Asks the manager, or the file of static tables.
+    pub(crate) control: Control,
     /// Follows the manager's news and knows hosts by their ids.
     pub(super) follower: Arc<Follower>,
-    keys: Mutex<Keys>,
+    /// None in static mode.
+    keys: Mutex<Option<Keys>>,
     /// The UDP port of VXLAN, which may change.
     pub(super) port: PortKeeper,
     manager: Mutex<Option<ManagerHandle>>,
@@ -59,14 +63,7 @@ impl Parts {
     pub(super) fn start(agent: &Agent, settled: Membership, keys: Keys) -> anyhow::Result<Self> {
         let incarnation = agent.state.read(|state| state.incarnation);
         let id = keys.identity.certificate().host;
-        let datapath: Arc<dyn Datapath> = Arc::new(UserspaceDatapath::start(UserspaceConfig {
-            netns: agent.netns.clone(),
-            vtep: settled.vtep,
-            port: settled.port,
-            workers: agent.config.workers,
-            backend: agent.config.backend,
-            strict_reserved_bits: agent.config.strict_reserved_bits,
-        })?);
+        let datapath = start_datapath(agent, &settled)?;
         let host = HostInfo {
             id,
             name: agent.config.name.clone(),
@@ -115,14 +112,9 @@ impl Parts {
     /// # Errors
     /// The parts come back with the reason; the bridge has undone what it began.
     pub(super) fn finish(self, agent: &Agent) -> Result<Member, (Box<Self>, anyhow::Error)> {
-        let settings = Settings {
-            ipv4: None,
-            ipv6: None,
-            mtu: self.settled.link_mtu.into(),
-        };
-        let gateway = match Gateway::ensure(&agent.netns, &settings) {
+        let gateway = match ensure_gateway(agent, &self.settled) {
             Ok(gateway) => gateway,
-            Err(error) => return Err((Box::new(self), error.into())),
+            Err(error) => return Err((Box::new(self), error)),
         };
         Ok(Member {
             follower: Arc::new(Follower::new(self.host.id, Arc::clone(&self.datapath))),
@@ -130,8 +122,8 @@ impl Parts {
             settled: self.settled,
             host: self.host,
             datapath: self.datapath,
-            control: self.control,
-            keys: Mutex::new(self.keys),
+            control: Control::Manager(self.control),
+            keys: Mutex::new(Some(self.keys)),
             manager: Mutex::new(self.manager),
             gateway: Mutex::new(gateway),
         })
@@ -139,20 +131,69 @@ impl Parts {
 
     /// Has the manager forget this host, which could not come in after all.
     pub(super) fn withdraw(&self) {
-        withdraw(&self.control);
+        withdrawn(&self.control.request(Request::Leave));
     }
 }
 
-fn withdraw(control: &AgentHandle) {
-    if let Err(error) = control.request(Request::Leave) {
+fn withdrawn(left: &Result<Response, RequestError>) {
+    if let Err(error) = left {
         tracing::warn!("the manager still lists this host: {error}");
     }
 }
 
+fn start_datapath(agent: &Agent, settled: &Membership) -> anyhow::Result<Arc<dyn Datapath>> {
+    Ok(Arc::new(UserspaceDatapath::start(UserspaceConfig {
+        netns: agent.netns.clone(),
+        vtep: settled.vtep,
+        port: settled.port,
+        workers: agent.config.workers,
+        backend: agent.config.backend,
+        strict_reserved_bits: agent.config.strict_reserved_bits,
+    })?))
+}
+
+fn ensure_gateway(agent: &Agent, settled: &Membership) -> anyhow::Result<Gateway> {
+    let settings = Settings {
+        ipv4: None,
+        ipv6: None,
+        mtu: settled.link_mtu.into(),
+    };
+    Ok(Gateway::ensure(&agent.netns, &settings)?)
+}
+
 impl Member {
+    /// The parts of a host whose tables come from a file.
+    ///
+    /// # Errors
+    /// Whichever could not start says why; nothing is left then.
+    pub(super) fn with_static_tables(
+        agent: &Agent,
+        settled: Membership,
+        host: HostInfo,
+        tables: Arc<StaticTables>,
+    ) -> anyhow::Result<Self> {
+        let datapath = start_datapath(agent, &settled)?;
+        let gateway = ensure_gateway(agent, &settled)?;
+        Ok(Self {
+            follower: Arc::new(Follower::new(host.id, Arc::clone(&datapath))),
+            port: PortKeeper::new(settled.port),
+            settled,
+            host,
+            datapath,
+            control: Control::Static(tables),
+            keys: Mutex::new(None),
+            manager: Mutex::new(None),
+            gateway: Mutex::new(gateway),
+        })
+    }
+
     /// What this host is known by.
-    pub(super) fn keys(&self) -> Keys {
-        self.lock_keys().clone()
+    ///
+    /// # Errors
+    /// In static mode: there are no keys.
+    pub(super) fn keys(&self) -> anyhow::Result<Keys> {
+        let keys = self.lock_keys().clone();
+        keys.context("static mode: there is no manager, and this host has no cluster's keys")
     }
 
     /// Takes a renewed identity, for the next start too.
@@ -161,7 +202,9 @@ impl Member {
     /// When the file cannot be written.
     pub(super) fn renew(&self, agent: &Agent, identity: Arc<Identity>) -> anyhow::Result<()> {
         keys::save_identity(&agent.config, &identity)?;
-        self.lock_keys().identity = identity;
+        if let Some(keys) = &mut *self.lock_keys() {
+            keys.identity = identity;
+        }
         Ok(())
     }
 
@@ -174,9 +217,13 @@ impl Member {
         agent: &Agent,
         authority: Arc<Authority>,
     ) -> anyhow::Result<()> {
-        let mut keys = self.lock_keys();
-        keys.authority = Some(authority);
-        keys.save(&agent.config)
+        match &mut *self.lock_keys() {
+            Some(keys) => {
+                keys.authority = Some(authority);
+                keys.save(&agent.config)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether the cluster's manager runs here.
@@ -204,7 +251,7 @@ impl Member {
         self.manager.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_keys(&self) -> MutexGuard<'_, Keys> {
+    fn lock_keys(&self) -> MutexGuard<'_, Option<Keys>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -257,7 +304,7 @@ impl Member {
 
     /// Has the manager forget this host.
     pub(super) fn withdraw(&self) {
-        withdraw(&self.control);
+        withdrawn(&self.control.request(Request::Leave));
     }
 
     /// Ends all parts of this process, control before the manager that it talks to.

@@ -11,6 +11,7 @@
 mod announce;
 mod capture;
 pub(crate) mod container;
+mod control_source;
 mod dispatch;
 mod fdb;
 mod host;
@@ -27,6 +28,7 @@ mod path;
 mod port;
 mod server;
 pub(crate) mod state;
+mod static_mode;
 mod status;
 mod survey;
 mod tables;
@@ -45,7 +47,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use netns::Netns;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 pub(crate) use membership::Member;
@@ -151,6 +153,11 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let _one_per_state_dir = lock_state_dir(&config)?;
     let state = StateFile::open(&config.state_dir)?;
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot watch for signals")?;
+    if config.static_tables.is_some() {
+        signals
+            .add_signal(SIGHUP)
+            .context("cannot watch for SIGHUP")?;
+    }
     let server = Server::bind(&config.socket)?;
     let agent = Arc::new(Agent {
         containers: container::Containers::new(config.state_dir.join("containers"))?,
@@ -160,7 +167,13 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         member: RwLock::new(None),
         changing: Mutex::new(()),
     });
-    agent.resume()?;
+    match &agent.config.static_tables {
+        Some(file) => static_mode::start(&agent, file)?,
+        None => {
+            static_mode::check_no_leftovers(&agent)?;
+            agent.resume()?;
+        }
+    }
     container::start(&agent);
     upkeep::start(&agent)?;
     server.serve(&agent)?;
@@ -169,8 +182,14 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         agent.config.name,
         agent.config.socket.display()
     );
-    if let Some(signal) = signals.forever().next() {
-        tracing::info!("stopping on signal {signal}; containers run on");
+    for signal in signals.forever() {
+        match &agent.config.static_tables {
+            Some(file) if signal == SIGHUP => static_mode::reload(&agent, file),
+            _ => {
+                tracing::info!("stopping on signal {signal}; containers run on");
+                break;
+            }
+        }
     }
     agent.stop_member();
     Ok(())

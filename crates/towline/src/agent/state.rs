@@ -102,6 +102,9 @@ pub(crate) struct EndpointRecord {
     pub(crate) mtu: u16,
     /// How the port is served; fixed at attach.
     pub(crate) backend: Backend,
+    /// In static mode: the namespace of somebody else that the port is in; none: a container of `towline run`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) netns: Option<String>,
 }
 
 impl EndpointRecord {
@@ -113,6 +116,32 @@ impl EndpointRecord {
             mac: self.mac,
             ips: self.ips.clone(),
             epoch: self.epoch,
+        }
+    }
+}
+
+impl State {
+    /// The record of a new endpoint, under a port that nobody has. It is not among [`Self::endpoints`] yet.
+    pub(crate) fn new_endpoint(
+        &mut self,
+        endpoint: Endpoint,
+        ifname: String,
+        mtu: u16,
+        backend: Backend,
+    ) -> EndpointRecord {
+        let port = self.next_port;
+        self.next_port = port.wrapping_add(1);
+        EndpointRecord {
+            container: endpoint.container,
+            port,
+            vni: endpoint.vni,
+            mac: endpoint.mac,
+            ips: endpoint.ips,
+            epoch: endpoint.epoch,
+            ifname,
+            mtu,
+            backend,
+            netns: None,
         }
     }
 }

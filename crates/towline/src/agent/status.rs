@@ -30,7 +30,13 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         .collect();
     let control = member.control.status();
     let mut warnings = vec![NOT_ENCRYPTED.to_owned()];
-    if control.connected_to.is_none() {
+    let source = member.control.static_tables().map(|tables| tables.source());
+    if let Some(source) = &source {
+        warnings.extend(source.problem.as_ref().map(|problem| {
+            format!("the file as it is now is not in force: {problem}; what was read before is")
+        }));
+        warnings.extend(source.ports.iter().cloned());
+    } else if control.connected_to.is_none() {
         let left: usize = control
             .subscriptions
             .iter()
@@ -86,6 +92,7 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         link_mtu: member.settled.link_mtu,
         neighbor_limits: neighbors::limits(),
         control: json(&control),
+        source,
         datapath: json(&member.datapath.status()),
         drops,
         traffic: numbers(&json(&counters)),

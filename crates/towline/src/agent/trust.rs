@@ -34,7 +34,7 @@ fn show(
     let Response::Token { secret, expires_in } = answer else {
         return Err(unexpected());
     };
-    let token = Token::new(member.keys().identity.digest(), secret);
+    let token = Token::new(member.keys()?.identity.digest(), secret);
     let manager = member.control.status().connected_to;
     let at = manager.unwrap_or_else(|| member.settled.control_address());
     let target = if at.port() == DEFAULT_PORT {
@@ -52,7 +52,7 @@ fn show(
 
 /// Writes the cluster's authority to a file.
 pub(super) fn export(agent: &Agent, path: &Path) -> anyhow::Result<CaExported> {
-    agent.member()?;
+    agent.member()?.keys()?;
     Ok(CaExported {
         cluster: keys::export(&agent.config, path)?,
         file: path.display().to_string(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Agent, container, manager, port};
+use super::{Agent, container, manager, port, static_mode};
 
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -29,6 +29,7 @@ fn watch(agent: &Weak<Agent>) {
         thread::sleep(EVERY);
         let Some(agent) = agent.upgrade() else { return };
         container::reconcile(&agent);
+        static_mode::look(&agent);
         leave_idle_networks(&agent);
         gateway.look(&agent);
         // What had the port may have gone.

@@ -365,7 +365,7 @@ pub(crate) struct Host {
     pub(crate) port_problem: Option<String>,
     /// MTU of its underlay link in bytes.
     pub(crate) link_mtu: u16,
-    /// `up`, or `down` when the manager has not heard from it for three seconds.
+    /// `up`, or `down` when the manager has not heard from it for three seconds; `static` where no manager listens.
     pub(crate) state: String,
     /// Milliseconds since the manager last heard from it.
     pub(crate) last_seen_ms: u64,
@@ -474,13 +474,31 @@ pub(crate) struct Status {
     pub(crate) cluster: Option<ClusterStatus>,
 }
 
+/// The file that is in a manager's place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StaticSource {
+    /// The file.
+    pub(crate) file: String,
+    /// Milliseconds since it was read.
+    pub(crate) age_ms: u64,
+    /// How often it was read and taken since the agent's start.
+    pub(crate) reads: u64,
+    /// Why the file as it is now is not in force.
+    pub(crate) problem: Option<String>,
+    /// Endpoints of this host that are not as the file says, a line for each.
+    pub(crate) ports: Vec<String>,
+}
+
 /// A host's place in its cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ClusterStatus {
     /// This host's id.
     pub(crate) host: String,
-    /// `manager`, `standby` or `member`.
+    /// `manager`, `standby`, `member`, or `static` where a file is in a manager's place.
     pub(crate) role: String,
+    /// In static mode: the file.
+    #[serde(rename = "static")]
+    pub(crate) source: Option<StaticSource>,
     /// Its VTEP address.
     pub(crate) vtep: IpAddr,
     /// UDP port of VXLAN.

@@ -71,7 +71,17 @@ fn cluster_lines(cluster: &ClusterStatus) -> Vec<(String, String)> {
             ),
         ),
         ("endpoints".to_owned(), cluster.endpoints.to_string()),
-        ("control".to_owned(), control(&cluster.control)),
+        (
+            "control".to_owned(),
+            match &cluster.source {
+                Some(source) => format!(
+                    "static: tables come from {}, read {} ago",
+                    source.file,
+                    age(Some(source.age_ms))
+                ),
+                None => control(&cluster.control),
+            },
+        ),
         ("datapath".to_owned(), datapath(&cluster.datapath)),
         ("floods".to_owned(), floods(&cluster.datapath)),
         ("gateway".to_owned(), gateway(&cluster.gateway)),

@@ -31,6 +31,7 @@ use crate::shim::folder::{Folder, Phase, Spec};
 
 pub(crate) use clear::remove_all;
 pub(crate) use list::names;
+pub(crate) use prepare::{attach, port_spec};
 pub(crate) use reconcile::{lost, owned, reconcile, start};
 
 /// What the agent holds in memory about containers. All else is in their folders and the state file.

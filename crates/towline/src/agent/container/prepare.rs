@@ -170,7 +170,7 @@ fn claim(member: &Member, name: &str) -> Result<Source, Refusal> {
     {
         Ok(_) => Ok(Source::Manager),
         // It is claimed once a manager answers; who holds it then keeps it.
-        Err(control::RequestError::NotConnected { .. }) => Ok(Source::Block),
+        Err(error @ control::RequestError::NotConnected { .. }) => Ok(Source::Block(error)),
         Err(error @ control::RequestError::Refused(_)) => Err(Refusal::Name(error.into())),
         // It may have been claimed all the same.
         Err(error) => Err(Refusal::Other(error.into())),
@@ -251,26 +251,18 @@ fn record(
     index: usize,
 ) -> anyhow::Result<EndpointRecord> {
     agent.state.update(|state| {
-        let port = state.next_port;
-        state.next_port = port.wrapping_add(1);
-        let record = EndpointRecord {
-            container: endpoint.container,
-            port,
-            vni: endpoint.vni,
-            mac: endpoint.mac,
-            ips: endpoint.ips,
-            epoch: endpoint.epoch,
-            ifname: format!("eth{index}"),
-            mtu: network.mtu,
-            backend: agent.config.backend,
-        };
+        let backend = agent.config.backend;
+        let record = state.new_endpoint(endpoint, format!("eth{index}"), network.mtu, backend);
         state.endpoints.push(record.clone());
         record
     })
 }
 
 /// Makes the interface of one endpoint, with its addresses and routes.
-fn attach(
+///
+/// # Errors
+/// What the datapath or the kernel refused; the port may be attached then.
+pub(crate) fn attach(
     member: &Member,
     netns: &Netns,
     record: &EndpointRecord,
@@ -298,7 +290,7 @@ fn attach(
 }
 
 /// What the datapath must know of an endpoint.
-pub(super) fn port_spec(netns: &Netns, record: &EndpointRecord) -> PortSpec {
+pub(crate) fn port_spec(netns: &Netns, record: &EndpointRecord) -> PortSpec {
     PortSpec {
         id: PortId(record.port),
         vni: record.vni,

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use anyhow::bail;
-use control::{Endpoint, LeaseError, Network, NetworkDetails, Request, Response};
+use control::{Endpoint, LeaseError, Network, NetworkDetails, Request, RequestError, Response};
 use vtep::MacAddr;
 
 use super::Agent;
@@ -16,18 +16,18 @@ use crate::agent::{Member, network};
 use crate::shim::folder::Spec;
 
 /// Who hands out what a container needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// A manager that answers.
     Manager,
-    /// This host's own block.
-    Block,
+    /// This host's own block, for this reason: no manager could be asked.
+    Block(RequestError),
 }
 
 impl Source {
     /// The network of this name or id, followed from now on.
     pub(super) fn network(
-        self,
+        &self,
         agent: &Agent,
         member: &Member,
         name: &str,
@@ -43,37 +43,26 @@ impl Source {
                 member.enter_network(agent, &network)?;
                 Ok(network)
             }
-            Self::Block => match network::known(agent, name) {
+            Self::Block(unanswered) => match network::known(agent, name) {
                 Ok(network) => Ok(network),
-                Err(_) => {
-                    let tried: Vec<String> = member
-                        .control
-                        .status()
-                        .managers
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect();
-                    bail!(
-                        "no manager answers (tried {}), and no container of this host is on a network {}: \
-                         check that its agent runs, then try again",
-                        tried.join(", "),
-                        control::quote(name)
-                    )
-                }
+                Err(_) => bail!(
+                    "no container of this host is on a network {}, and {unanswered}",
+                    control::quote(name)
+                ),
             },
         }
     }
 
     /// Addresses on a network. `ips` and `mac`: what the user asks for.
     pub(super) fn endpoint(
-        self,
+        &self,
         member: &Member,
         spec: &Spec,
         network: &Network,
         ips: Vec<IpAddr>,
         mac: Option<MacAddr>,
     ) -> anyhow::Result<Endpoint> {
-        if self == Self::Block {
+        if let Self::Block(_) = self {
             if mac.is_some() {
                 bail!(
                     "no manager answers, and a MAC address comes with each leased address: leave --mac out, \
@@ -100,8 +89,8 @@ impl Source {
     }
 
     /// What the operator should know of a container that was made so.
-    pub(super) fn warning(self, member: &Member, records: &[EndpointRecord]) -> Option<String> {
-        if self == Self::Manager {
+    pub(super) fn warning(&self, member: &Member, records: &[EndpointRecord]) -> Option<String> {
+        if *self == Self::Manager {
             return None;
         }
         let name = "its name was compared with this host's containers alone";
