@@ -35,16 +35,11 @@ pub(crate) fn take_down(lab: &LabName, folder: &Folder) -> anyhow::Result<bool> 
 
 /// Takes away only the hosts that the bench adds, of all kinds.
 pub(crate) fn take_down_bench(lab: &LabName, folder: &Folder) -> anyhow::Result<()> {
-    let added = |role| {
-        matches!(
-            role,
-            Role::Node(Kind::Kernel | Kind::Plain, _)
-                | Role::Container(Kind::Kernel | Kind::Plain, ..)
-        )
-    };
+    let added = |role| matches!(role, Role::Node(kind, _) | Role::Container(kind, ..) if kind != Kind::Host);
     remove(lab, folder, added)?;
-    for kind in [Kind::Kernel, Kind::Plain] {
-        for host in 1..=2 {
+    let added = [(Kind::Kernel, 2), (Kind::Plain, 2), (Kind::Peer, 8)];
+    for (kind, count) in added {
+        for host in 1..=count {
             topology::unplug_host(lab, kind, host)?;
             folder.remove_host(kind, host)?;
         }

@@ -46,7 +46,7 @@ impl fmt::Display for LabName {
     }
 }
 
-/// Which of the three kinds of hosts a lab can have.
+/// Which kinds of hosts a lab can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Runs an agent; made by `lab up`.
@@ -55,16 +55,19 @@ pub(crate) enum Kind {
     Kernel,
     /// Runs an agent on the plain backend; made by `lab bench` while it measures.
     Plain,
+    /// Runs another program's tunnel; made by `lab bench` while it measures.
+    Peer,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Host, Self::Kernel, Self::Plain];
+    const ALL: [Self; 4] = [Self::Host, Self::Kernel, Self::Plain, Self::Peer];
 
     const fn letter(self) -> char {
         match self {
             Self::Host => 'h',
             Self::Kernel => 'k',
             Self::Plain => 'p',
+            Self::Peer => 'o',
         }
     }
 }
@@ -168,6 +171,7 @@ mod tests {
             Role::Node(Kind::Kernel, 2),
             Role::Container(Kind::Host, 12, 34),
             Role::Container(Kind::Plain, 1, 1),
+            Role::Node(Kind::Peer, 8),
         ];
         for role in roles {
             let namespace = name.of(role);

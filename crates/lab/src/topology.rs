@@ -59,8 +59,9 @@ fn station(kind: Kind, host: u16) -> u8 {
         Kind::Host => host,
         Kind::Kernel => MAX_HOSTS + 10 + host,
         Kind::Plain => MAX_HOSTS + 20 + host,
+        Kind::Peer => MAX_HOSTS + 30 + host,
     };
-    u8::try_from(number).expect("hosts are at most 200, the bench's own two of each kind")
+    u8::try_from(number).expect("hosts are at most 200, the bench's own eight of each kind")
 }
 
 /// A host's address on the underlay.
@@ -233,7 +234,12 @@ mod tests {
             "2001:db8:2::10"
         );
         let mut seen = std::collections::HashSet::from([ROUTER]);
-        for (kind, count) in [(Kind::Host, MAX_HOSTS), (Kind::Kernel, 2), (Kind::Plain, 2)] {
+        for (kind, count) in [
+            (Kind::Host, MAX_HOSTS),
+            (Kind::Kernel, 2),
+            (Kind::Plain, 2),
+            (Kind::Peer, 8),
+        ] {
             for host in 1..=count {
                 assert!(seen.insert(station(kind, host)), "{kind:?} {host}");
             }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::report::{self, Machine, Report};
+use super::report::{self, Machine, NotRun, Report};
 use crate::output;
 use crate::topology::{Underlay, Wire};
 
@@ -124,6 +124,10 @@ fn markdown(args: &ReportArgs, runs: &[Report], plot: Option<&str>) -> String {
             &header.each_ref().map(String::as_str),
             report::cells(&run.results),
         );
+        let not_run = NotRun::lines(&run.not_run);
+        if !not_run.is_empty() {
+            let _ = writeln!(text, "{not_run}");
+        }
     }
     text
 }
@@ -209,6 +213,7 @@ mod tests {
                 load_average: 0.1,
             },
             results: report::rows(&samples),
+            not_run: Vec::new(),
         }
     }
 

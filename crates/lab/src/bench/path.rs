@@ -8,18 +8,23 @@
 //! | plain | NAME-p1c1 → NAME-p2c1: Towline on its plain backend, a cluster of its own |
 //! | local-kernel | NAME-k3c1 → NAME-k3c2: two containers of one host, a bridge and veth pairs |
 //! | local | the first two containers of NAME-h1 |
+//! | ovs, tinc, fastd, wireguard-go | NAME-oN → NAME-oN+1: other programs' tunnels, see `path/peers.rs` |
 
 mod kernel;
+mod peers;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use netns::Netns;
 use serde::{Deserialize, Serialize};
 
+use super::tool::Tool;
 use crate::agent::{Agent, Host};
 use crate::cpu::CpuGroup;
 use crate::icmp::{self, Pair};
+use crate::interrupt;
 use crate::name::{Kind, LabName, Role};
 use crate::shapes::Endpoint;
 use crate::state::{Folder, State};
@@ -42,9 +47,20 @@ pub(crate) enum PathKind {
     LocalKernel,
     /// Two containers of one host, by Towline
     Local,
+    /// Open vSwitch with its userspace datapath, VXLAN
+    Ovs,
+    /// tinc 1.0, without its encryption
+    Tinc,
+    /// fastd, without its encryption
+    Fastd,
+    /// wireguard-go, which always encrypts
+    WireguardGo,
 }
 
 impl PathKind {
+    /// Other programs that do the like.
+    pub(crate) const PEERS: [Self; 4] = [Self::Ovs, Self::Tinc, Self::Fastd, Self::WireguardGo];
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Underlay => "underlay",
@@ -53,6 +69,10 @@ impl PathKind {
             Self::Plain => "plain",
             Self::LocalKernel => "local-kernel",
             Self::Local => "local",
+            Self::Ovs => "ovs",
+            Self::Tinc => "tinc",
+            Self::Fastd => "fastd",
+            Self::WireguardGo => "wireguard-go",
         }
     }
 
@@ -80,6 +100,26 @@ pub(crate) struct Path {
     pub(crate) address: IpAddr,
     /// The agents whose CPU time is part of its cost.
     pub(crate) agents: Option<CpuGroup>,
+    /// Programs that carry it and end with it.
+    helpers: Helpers,
+}
+
+/// Programs that carry a path.
+#[derive(Debug, Default)]
+struct Helpers {
+    tools: Vec<Tool>,
+    /// What they leave behind outside of the lab's folder when they are killed.
+    files: Vec<PathBuf>,
+}
+
+impl Drop for Helpers {
+    fn drop(&mut self) {
+        self.tools.clear();
+        for file in &self.files {
+            // Gone already where its program ended by itself.
+            let _ = std::fs::remove_file(file);
+        }
+    }
 }
 
 /// Makes what a path needs beyond the lab itself.
@@ -96,6 +136,7 @@ pub(crate) fn make(
             server: Netns::open(&lab.of(Role::Node(Kind::Host, 2)))?,
             address: topology::address(Kind::Host, 2, state.settings.underlay),
             agents: None,
+            helpers: Helpers::default(),
         },
         PathKind::Kernel => kernel::make(lab, state)?,
         PathKind::LocalKernel => kernel::make_local(lab, state)?,
@@ -114,26 +155,34 @@ pub(crate) fn make(
             between_containers(kind, &hosts, ends, lab_agents(lab, state)?)?
         }
         PathKind::Plain => make_plain(lab, folder, state)?,
+        PathKind::Ovs | PathKind::Tinc | PathKind::Fastd | PathKind::WireguardGo => {
+            peers::make(kind, lab, folder, state)?
+        }
     };
     check(&path)?;
     Ok(path)
 }
 
-/// Tries it, so that one that carries nothing is named before minutes are spent; fills neighbour caches on the way.
+/// Tries it, so that one that carries nothing is named before minutes are spent; fills neighbour caches on the way. Other programs'
+/// tunnels may take some seconds to find each other.
 fn check(path: &Path) -> anyhow::Result<()> {
-    let pair = Pair {
-        netns: path.client.clone(),
-        to: path.address,
-    };
-    let seen = icmp::ping(&[pair], 5)?;
-    if seen.iter().all(|seen| seen.rtts.is_empty()) {
-        bail!(
-            "the {} path carries nothing: no ping to {} was answered",
-            path.kind.name(),
-            path.address
-        );
+    let tries = if path.helpers.tools.is_empty() { 1 } else { 10 };
+    for _ in 0..tries {
+        interrupt::check()?;
+        let pair = Pair {
+            netns: path.client.clone(),
+            to: path.address,
+        };
+        let seen = icmp::ping(&[pair], 5)?;
+        if seen.iter().any(|seen| !seen.rtts.is_empty()) {
+            return Ok(());
+        }
     }
-    Ok(())
+    bail!(
+        "the {} path carries nothing: no ping to {} was answered",
+        path.kind.name(),
+        path.address
+    )
 }
 
 fn open_hosts(lab: &LabName, folder: &Folder, kind: Kind) -> anyhow::Result<Vec<Host>> {
@@ -194,6 +243,7 @@ fn between_containers(
             .first()
             .with_context(|| format!("{} has no address", server.container))?,
         agents: Some(agents),
+        helpers: Helpers::default(),
     })
 }
 

@@ -22,6 +22,25 @@ pub(crate) struct Report {
     pub(crate) seconds: u32,
     pub(crate) machine: Machine,
     pub(crate) results: Vec<Row>,
+    /// Other programs' paths that were asked for in vain.
+    pub(crate) not_run: Vec<NotRun>,
+}
+
+/// A path that could not be measured.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct NotRun {
+    pub(crate) path: PathKind,
+    pub(crate) why: String,
+}
+
+impl NotRun {
+    /// One line for each, for people.
+    pub(crate) fn lines(not_run: &[Self]) -> String {
+        not_run
+            .iter()
+            .map(|Self { path, why }| format!("NOT MEASURED: {}: {why}\n", path.name()))
+            .collect()
+    }
 }
 
 /// Where it was measured: figures of different machines can't be compared, only ratios can.
@@ -194,9 +213,10 @@ pub(crate) fn text(report: &Report) -> String {
         ..
     } = &report.machine;
     format!(
-        "{table}\n\n{} rounds of {} s, medians; {}.\n\
+        "{table}\n\n{}{} rounds of {} s, medians; {}.\n\
          {cpus} x {cpu}, Linux {kernel}; load average before: {load_average:.2}.\n\
          All hosts share this machine's CPUs: compare ratios, and read the CPU column beside them.",
+        NotRun::lines(&report.not_run),
         report.rounds,
         report.seconds,
         report.wire_in_words()
@@ -261,6 +281,10 @@ mod tests {
                 load_average: 0.1,
             },
             results: rows(&samples),
+            not_run: vec![NotRun {
+                path: PathKind::Tinc,
+                why: "'tincd' is missing".into(),
+            }],
         }
     }
 
@@ -313,6 +337,7 @@ mod tests {
             "3 rounds of 2 s",
             "4.00 - 5.00",
             "1.50 s/GB",
+            "NOT MEASURED: tinc: 'tincd' is missing",
         ] {
             assert!(text.contains(part), "'{part}' is missing:\n{text}");
         }

@@ -32,14 +32,16 @@ const TICKS: [f64; 12] = [
 
 /// Colours as text, weak text, lines, background, then the marks' own; of GitHub's palettes, which differ enough in
 /// lightness to be told apart without colour, as do the marks' shapes.
-const LIGHT: [&str; 7] = [
-    "#1f2328", "#59636e", "#d1d9e0", "#ffffff", "#0969da", "#bc4c00", "#818b98",
+const LIGHT: [&str; 8] = [
+    "#1f2328", "#59636e", "#d1d9e0", "#ffffff", "#0969da", "#bc4c00", "#818b98", "#8250df",
 ];
-const DARK: [&str; 7] = [
-    "#f0f6fc", "#9198a1", "#3d444d", "#0d1117", "#58a6ff", "#f0883e", "#9198a1",
+const DARK: [&str; 8] = [
+    "#f0f6fc", "#9198a1", "#3d444d", "#0d1117", "#58a6ff", "#f0883e", "#9198a1", "#bc8cff",
 ];
 /// The classes that the colours are given to.
-const CLASSES: [&str; 7] = ["ink", "weak", "grid", "ground", "own", "plain", "other"];
+const CLASSES: [&str; 8] = [
+    "ink", "weak", "grid", "ground", "own", "plain", "other", "peer",
+];
 
 /// One line of the plot.
 struct Line<'a> {
@@ -271,10 +273,11 @@ const fn class_of(path: PathKind) -> &'static str {
         PathKind::Towline | PathKind::Local => "own",
         PathKind::Plain => "plain",
         PathKind::Underlay | PathKind::Kernel | PathKind::LocalKernel => "other",
+        PathKind::Ovs | PathKind::Tinc | PathKind::Fastd | PathKind::WireguardGo => "peer",
     }
 }
 
-/// A mark at a point: a disc, a square or a diamond.
+/// A mark at a point: a disc, a square, a triangle or a diamond.
 fn mark(out: &mut String, path: PathKind, (x, y): (f64, f64)) {
     let class = class_of(path);
     let _ = match class {
@@ -287,6 +290,11 @@ fn mark(out: &mut String, path: PathKind, (x, y): (f64, f64)) {
             "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"8\" height=\"8\"/>",
             x - 4.0,
             y - 4.0
+        ),
+        "peer" => writeln!(
+            out,
+            "<path class=\"{class}\" d=\"M{x:.1} {:.1}l5 9h-10z\"/>",
+            y - 5.0
         ),
         _ => writeln!(
             out,
@@ -310,6 +318,7 @@ fn legend<'a>(out: &mut String, lines: impl Iterator<Item = &'a Line<'a>>) {
         let (label, width) = match class {
             "own" => ("Towline", 92.0),
             "plain" => ("Towline, plain backend", 182.0),
+            "peer" => ("others", 76.0),
             _ => ("underlay without an overlay", 216.0),
         };
         mark(out, path, (x, Y));
@@ -326,17 +335,17 @@ fn legend<'a>(out: &mut String, lines: impl Iterator<Item = &'a Line<'a>>) {
         (x + 34.0, Y + 4.0),
         "start",
         "ink",
-        "lowest to highest round; mark: median",
+        "range of the rounds; mark: median",
     );
 }
 
 /// The rules of one set of colours.
-fn style(colours: [&str; 7]) -> String {
+fn style(colours: [&str; 8]) -> String {
     let mut rules = String::new();
     for (class, colour) in CLASSES.iter().zip(colours) {
         let _ = match *class {
             "grid" => write!(rules, ".grid{{stroke:{colour}}}"),
-            "own" | "plain" | "other" => {
+            "own" | "plain" | "other" | "peer" => {
                 write!(rules, ".{class}{{fill:{colour};stroke:{colour}}}")
             }
             _ => write!(rules, ".{class}{{fill:{colour}}}"),

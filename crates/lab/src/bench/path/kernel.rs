@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netns::{Netlink, Netns, Vxlan};
 
-use super::{Path, PathKind};
+use super::{Helpers, Path, PathKind};
 use crate::name::{Kind, LabName, Role};
 use crate::state::State;
 use crate::topology::{self, Underlay};
@@ -102,6 +102,7 @@ fn between(kind: PathKind, containers: Vec<Netns>) -> Path {
         server,
         address: ip(2),
         agents: None,
+        helpers: Helpers::default(),
     }
 }
 
