@@ -39,7 +39,7 @@ fn at_most(each: u64) -> LibraryBenchmarkConfig {
 
 // The fixture is handed back, so that dropping it is not counted.
 
-#[library_benchmark(setup = Fixture::new, config = at_most(80))]
+#[library_benchmark(setup = Fixture::new, config = at_most(103))]
 #[bench::macs_1k(1_000)]
 #[bench::macs_64k(64_000)]
 #[bench::macs_1m(1_000_000)]
@@ -77,7 +77,7 @@ fn encapsulate((fixture, mut engine, now): (Fixture, Engine, Instant)) -> (Fixtu
     (fixture, engine)
 }
 
-#[library_benchmark(setup = with_engine, config = at_most(670))]
+#[library_benchmark(setup = with_engine, config = at_most(740))]
 #[bench::macs_1k(1_000)]
 fn decapsulate((fixture, engine, now): (Fixture, Engine, Instant)) -> (Fixture, Engine) {
     let tables = fixture.tables.load_full();

@@ -95,11 +95,8 @@ fn lookups(tables: &Tables) {
     let network = tables.network(vni()).expect("it was just built");
     let mut plain: HashMap<MacAddr, Location, RandomState> = HashMap::default();
     plain.extend((0..ENDPOINTS).map(|number| (mac(number), Location::Remote(remote(number)))));
-    // A stride prime to the number of endpoints visits each once.
-    let order: Vec<MacAddr> = (0..u64::from(ENDPOINTS))
-        .map(|step| step * 514_229 % u64::from(ENDPOINTS))
-        .map(|number| mac(u32::try_from(number).expect("below ENDPOINTS")))
-        .collect();
+    let mut order: Vec<MacAddr> = (0..ENDPOINTS).map(mac).collect();
+    shuffle(&mut order);
     let count = |find: &dyn Fn(MacAddr) -> bool| {
         let found = order.iter().filter(|mac| find(black_box(**mac))).count();
         assert_eq!(found, order.len());
@@ -123,6 +120,18 @@ fn lookups(tables: &Tables) {
         ratios[0],
         ratios[ROUNDS - 1]
     );
+}
+
+/// The same each time (Fisher and Yates; Knuth's MMIX generator). A stride would not do: a hash may make a stride of it again.
+fn shuffle(items: &mut [MacAddr]) {
+    let mut state = 1_u64;
+    for last in (1..items.len()).rev() {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let below = usize::try_from(state >> 33).unwrap_or(0) % (last + 1);
+        items.swap(last, below);
+    }
 }
 
 /// How long a reader's batches take while `meanwhile` happens.

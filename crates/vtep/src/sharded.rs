@@ -13,7 +13,8 @@
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
+// Not the fast one: addresses are given in order, and what it makes of an order leaves long runs of taken slots.
+use foldhash::quality::RandomState;
 
 /// Entries per shard, on average. One that was not split since the number of shards last doubled has up to twice as many.
 const SHARD_LEN: usize = 512;
