@@ -6,9 +6,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use netns::{Netns, Vxlan};
-use towline_tests::wire::{Endpoint, Outer, Pair, Setup, connect, netlink, ping, transfer};
+use towline_tests::wire::{
+    Endpoint, Outer, Pair, Setup, bulk_both_ways, connect, netlink, ping, transfer,
+};
 use towline_tests::{TestNetns, unique, wait_until, wire_tests};
-use vtep::datapath::{Datapath, DatapathError, StartError};
+use vtep::datapath::{Datapath, DatapathError, PortSpec, StartError};
 use vtep::fdb::{Change, PortId};
 use vtep::tap::TapError;
 use vtep::vxlan::DEFAULT_PORT;
@@ -16,6 +18,7 @@ use vtep::vxlan::DEFAULT_PORT;
 wire_tests!(
     two_networks_with_the_same_addresses_never_meet,
     a_restart_loses_no_connection,
+    ports_beyond_the_256th_share_a_queue,
     detach_leaves_nothing,
     attach_and_adopt_say_what_is_wrong,
     an_interface_changed_by_hand_harms_nobody,
@@ -116,6 +119,32 @@ fn two_networks_with_the_same_addresses_never_meet(setup: Setup) {
     socket.send_to(b"who?", address).unwrap();
     assert!(socket.recv(&mut [0; 16]).is_err());
     assert_eq!(ask(&asked[1].0, asked[1].2), asked[1].3);
+}
+
+fn ports_beyond_the_256th_share_a_queue(setup: Setup) {
+    let pair = Pair::new();
+    let (on_a, on_b) = (start(setup, &pair, 1), start(setup, &pair, 2));
+    let idle = pair.container("idle");
+    for index in 0..256 {
+        let spec = PortSpec {
+            id: PortId(1000 + index),
+            ifname: format!("t{index}"),
+            ..Endpoint::new(4098, 200).spec(&idle, setup.backend)
+        };
+        on_a.attach(&spec).unwrap();
+    }
+    let (ours, theirs) = (Endpoint::new(4097, 2), Endpoint::new(4097, 3));
+    let (c, s) = (pair.container("c"), pair.container("s"));
+    ours.attach(&*on_a, &c, setup.backend);
+    theirs.attach(&*on_b, &s, setup.backend);
+    on_a.apply(&theirs.at(Outer::V4.remote(2)));
+    on_b.apply(&ours.at(Outer::V4.remote(1)));
+    // Many flows, so that every worker has frames for the one queue.
+    for _ in 0..8 {
+        bulk_both_ways((&c, ours.ip()), (&s, theirs.ip()), 1 << 20);
+    }
+    on_a.detach(ours.port).unwrap();
+    assert!(netlink(&c).link("eth0").unwrap().is_none());
 }
 
 fn a_restart_loses_no_connection(setup: Setup) {
