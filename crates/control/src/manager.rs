@@ -13,6 +13,7 @@ mod endpoints;
 mod hosts;
 mod journal;
 mod leases;
+mod limits;
 mod networks;
 mod port;
 pub(crate) mod repair;
@@ -68,8 +69,6 @@ const HELD_MAX: usize = 1024;
 const SUBSCRIPTIONS_MAX: usize = 4096;
 /// Sizes in one probe request.
 const PROBES_MAX: usize = 16;
-/// The highest generation taken from an agent's word: the rest of the range is out of reach of a lie.
-const GENERATION_MAX: u16 = 0xff00;
 
 /// Names one connection; never used twice by one server.
 pub type Connection = u64;
@@ -149,6 +148,8 @@ pub struct Manager {
     liveness: BTreeMap<HostId, Liveness>,
     /// Until then the store is known to be older than what agents have seen.
     unsettled_until: Option<Duration>,
+    /// Hosts that have told of epochs which the store had lost.
+    told_of_loss: BTreeSet<HostId>,
     /// Hosts that the store knew at the start: a majority of them must be back before anything is handed out, because one
     /// of them may know that the store is old.
     known_at_start: usize,
@@ -240,6 +241,7 @@ impl Manager {
             by_host: HashMap::new(),
             liveness,
             unsettled_until: None,
+            told_of_loss: BTreeSet::new(),
             known_at_start,
             held: VecDeque::new(),
             verifications: Verifications::default(),
@@ -519,7 +521,10 @@ impl Manager {
 
     /// Keeps a request until it can be met, or until it has waited for long enough.
     fn hold(&mut self, call: HeldCall, reason: String, now: Duration) {
-        if self.held.len() < HELD_MAX && now.saturating_sub(call.asked) < HOLD {
+        if self.held.len() < HELD_MAX
+            && self.may_hold(call.host)
+            && now.saturating_sub(call.asked) < HOLD
+        {
             self.held.push_back(call);
         } else {
             self.answer(call.connection, call.id, &Err(reason));

@@ -30,6 +30,7 @@ impl Manager {
             )),
             Some(_) => Ok(Response::Done),
             None => {
+                self.check_names(host)?;
                 self.state.put_name(name, host);
                 Ok(Response::Done)
             }
@@ -78,6 +79,7 @@ impl Manager {
                 self.host_name(held.owner)
             ));
         }
+        self.check_endpoints(host)?;
         let mut taken = self.check_wanted(&network, ips)?;
         self.clear_leases(&network, &taken, host, now)?;
         if let Some(mac) = mac {
@@ -235,6 +237,8 @@ impl Manager {
             })
             && self.check_mac(network, endpoint.mac).is_ok()
             && !self.is_leased_to_another(endpoint, host)
+            && self.check_endpoints(host).is_ok()
+            && self.check_names(host).is_ok()
     }
 
     /// Frees all that a host holds: endpoints and names.

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::repair::Budget;
 use super::{
-    Connection, GENERATION_MAX, GRACE, HEARTBEAT, ITEMS_PER_MESSAGE, Liveness, Manager, Output,
-    Peer, Refusal,
+    Connection, GRACE, HEARTBEAT, ITEMS_PER_MESSAGE, Liveness, Manager, Output, Peer, Refusal,
 };
 use crate::agent::{SILENCE, millis};
 use crate::epoch::Epoch;
@@ -34,14 +33,12 @@ impl Manager {
         let id = info.id;
         self.check_revoked(id)?;
         self.check_host(&info, from, now)?;
-        if self.state.is_lost(last_epoch) && last_epoch.generation() < GENERATION_MAX {
+        let known = self.state.last();
+        if self.has_lost(id, last_epoch) {
             tracing::warn!(
-                host = %info.name, seen = %last_epoch, known = %self.state.last(),
+                host = %info.name, seen = %last_epoch, %known,
                 "the store is older than what this host has seen; learning from hosts what runs"
             );
-            if last_epoch > self.state.last() {
-                self.state.raise_generation(last_epoch);
-            }
             self.unsettled_until = Some(now + GRACE);
         }
         if let Some(old) = self.by_host.insert(id, connection) {
@@ -262,6 +259,7 @@ impl Manager {
         self.end_leases(id, now);
         self.state.remove_host(id, self.unix);
         self.liveness.remove(&id);
+        self.told_of_loss.remove(&id);
         self.changed_hosts.insert(id);
     }
 

@@ -78,6 +78,8 @@ impl Manager {
             created: self.unix_seconds(now),
             epoch: self.state.draw(),
         };
+        // Refused here, a VNI and an epoch were drawn for nothing, which does no harm.
+        self.check_network(&network)?;
         self.state.put_network(network.clone());
         self.note_network(Action::Create, &network);
         self.tell_network(vni);
@@ -186,6 +188,7 @@ impl Manager {
             && floor.is_none_or(|floor| network.epoch > *floor)
             && is_valid_name(&network.name)
             && check_size([&network.labels, &network.options]).is_ok()
+            && self.check_network(network).is_ok()
             && network.addressing.rest_seconds <= REST_MAX
             && !network.subnets.is_empty()
             && network.subnets.iter().all(Subnet::is_valid)
