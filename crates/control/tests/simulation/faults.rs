@@ -95,6 +95,7 @@ impl Plane for World {
                 self.replace_store(&backup);
             }
             Step::Wipe => self.replace_store(&Default::default()),
+            Step::Promote { host: h } => self.promote(host(h)),
             Step::Wait { milliseconds } => self.run(Duration::from_millis(milliseconds.into())),
         }
         self.check_always();
@@ -317,9 +318,10 @@ impl World {
         if host == 0 || connected {
             return;
         }
-        let name = info.name.clone();
-        self.removed.insert(info.id);
-        self.ask(0, remove(&name));
+        // By its id: an order that comes late must not hit the host that has the name by then.
+        let id = info.id;
+        self.removed.insert(id);
+        self.ask(0, remove(&id.to_string()));
     }
 
     /// Where the answer is lost, the host has left all the same.
@@ -383,6 +385,13 @@ impl World {
         old.commit(&entries.iter().map(write).collect::<Vec<_>>())
             .unwrap();
         self.store = old;
+    }
+
+    fn promote(&mut self, host: usize) {
+        if let Some(agent) = &self.hosts[host].agent {
+            self.succeeds = Some(agent.last_epoch());
+            self.replace_store(&Default::default());
+        }
     }
 
     /// A store of old knows hosts that have left since, by names and addresses that others have now: for an operator to mend.

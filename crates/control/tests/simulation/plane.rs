@@ -50,6 +50,8 @@ pub(crate) enum Step {
     Restore,
     /// The store is lost.
     Wipe,
+    /// The manager is lost, and an operator promotes a host that stood by: an empty store, and above all that the host has seen.
+    Promote { host: usize },
     /// Time passes.
     Wait { milliseconds: u16 },
 }
@@ -108,6 +110,7 @@ pub(crate) fn step(hardness: Hardness) -> BoxedStrategy<Step> {
         2 => Just(Step::Backup),
         1 => Just(Step::Restore),
         1 => Just(Step::Wipe),
+        1 => n().prop_map(|host| Step::Promote { host }),
     ];
     prop_oneof![24 => common, 1 => stores].boxed()
 }
