@@ -22,7 +22,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::limits::FRAME_MAX;
 use crate::message::ToAgent;
@@ -143,10 +143,7 @@ impl TableCache {
 
     /// Writes the file anew, beside the old one, and puts it in its place.
     pub(crate) fn rewrite(&mut self, messages: &[ToAgent], now: Duration) {
-        let mut bytes = BytesMut::from(&MAGIC[..]);
-        for message in messages {
-            put(&mut bytes, &message.encode());
-        }
+        let bytes = whole(messages.iter().map(ToAgent::encode));
         self.pending.clear();
         match replace(&self.path, &bytes) {
             Ok(file) => {
@@ -212,6 +209,15 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
+/// A file of these messages.
+pub(crate) fn whole(messages: impl Iterator<Item = Bytes>) -> BytesMut {
+    let mut bytes = BytesMut::from(&MAGIC[..]);
+    for message in messages {
+        put(&mut bytes, &message);
+    }
+    bytes
+}
+
 fn put(to: &mut BytesMut, message: &[u8]) {
     let length = u32::try_from(message.len()).expect("messages are below FRAME_MAX");
     to.put_u32(length);
@@ -227,7 +233,7 @@ fn checksum(length: u32, body: &[u8]) -> u32 {
 }
 
 /// The messages up to the first that is not whole, and where that one begins.
-fn parse(bytes: &[u8]) -> (Vec<ToAgent>, usize) {
+pub(crate) fn parse(bytes: &[u8]) -> (Vec<ToAgent>, usize) {
     let mut messages = Vec::new();
     let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
         return (messages, 0);

@@ -1,15 +1,19 @@
-//! A datapath in memory, for tests and fuzz targets: what becomes of one that is told of changes alone.
+//! For tests and fuzz targets: a datapath in memory, which shows what becomes of one that is told of changes alone, and the file
+//! of cached tables without a file.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use bytes::Bytes;
 use vtep::MacAddr;
 
+use crate::cache;
 use crate::host::HostId;
+use crate::message::ToAgent;
 use crate::table::{MemberState, Table, TableChange};
 
 /// One network as a datapath has it.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
     /// Who answers for an address.
     pub neighbors: BTreeMap<IpAddr, MacAddr>,
@@ -59,4 +63,16 @@ impl Installed {
             }
         }
     }
+}
+
+/// What a file of cached tables holds that has these messages, each as its bytes.
+#[must_use]
+pub fn cache_file(messages: Vec<Bytes>) -> Vec<u8> {
+    cache::whole(messages.into_iter()).into()
+}
+
+/// The messages in a file of cached tables up to the first that is not whole, and where that one begins.
+#[must_use]
+pub fn cached_messages(file: &[u8]) -> (Vec<ToAgent>, usize) {
+    cache::parse(file)
 }
