@@ -58,7 +58,7 @@ impl Manager {
         let networks = self.state.networks.len();
         check(networks, NETWORKS, || {
             format!(
-                "the cluster has {networks} networks, and {NETWORKS} is the most: `towline network prune` removes unused ones"
+                "the cluster has {networks} networks, and {NETWORKS} is the most: remove some with `towline network rm`"
             )
         })?;
         let bytes =
