@@ -6,6 +6,9 @@
 //! change it has, and every endpoint that this host runs is published again where the manager's view of it differs.
 
 mod block;
+mod calls;
+mod hosts;
+mod own;
 mod restore;
 mod stream;
 
@@ -23,22 +26,16 @@ use crate::manager::repair::CONFIRM_MAX;
 use crate::message::{OwnedEndpoint, ToAgent, ToManager, VERSION};
 use crate::network::Endpoint;
 use crate::request::{
-    ClusterInfo, ControlStatus, EndpointState, Event, Inspection, Owned, Request, RequestError,
-    Response,
+    ClusterInfo, ControlStatus, EndpointState, Event, Inspection, Request, RequestError, Response,
 };
-use crate::row::Row;
 use stream::Stream;
 
 /// How long a request may take, from the asking to the answer.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a request waits for a manager before it fails.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// A manager that says nothing for this long is taken for dead: a little under the 3 s in which a healed host must be seen.
 pub const SILENCE: Duration = Duration::from_millis(2500);
 /// Table entries in one message, below 100 bytes each.
 const ENTRIES_PER_MESSAGE: usize = 4096;
-/// The longest answer put together from its parts.
-const REPLY_MAX: usize = 64 << 20;
 
 /// What the driver must pass on.
 #[derive(Debug)]
@@ -362,21 +359,6 @@ impl Agent {
         }
     }
 
-    /// This host's endpoint is up or down. Remembered, and published again on every connection where the manager differs,
-    /// until the endpoint is freed or lost.
-    pub fn publish(&mut self, endpoint: Endpoint, state: EndpointState) {
-        let key = (endpoint.vni, endpoint.epoch);
-        self.last_epoch = self.last_epoch.max(endpoint.epoch);
-        if !self.is_up() {
-            self.announce_own(&endpoint, state == EndpointState::Up);
-        }
-        self.endpoints.insert(key, (endpoint, state));
-        // Before the manager's list is here, the edit's number is not known; that list's arrival publishes everything.
-        if matches!(self.link, Link::Up { owned: None, .. }) {
-            self.send_publish(key);
-        }
-    }
-
     /// A frame came here from the VTEP `from` for a MAC address that is not here.
     pub fn misdelivered(&mut self, vni: Vni, mac: MacAddr, from: IpAddr) {
         if matches!(self.link, Link::Up { .. }) {
@@ -412,44 +394,6 @@ impl Agent {
     /// This host receives VXLAN on another UDP port from now on: every later hello says so.
     pub fn set_port(&mut self, port: u16) {
         self.host.port = port;
-    }
-
-    /// Ask the manager. The answer comes as [`Output::Answer`] with this id.
-    pub fn call(&mut self, id: u64, request: Request, now: Duration) {
-        if let Request::Free { vni, epoch } = request {
-            // Freed by its owner: not to be published again, and no loss when the news comes round.
-            let freed = self.endpoints.remove(&(vni, epoch));
-            self.owner_seqs.remove(&(vni, epoch));
-            if let Some((endpoint, _)) = freed.filter(|_| !self.is_up()) {
-                self.announce_own(&endpoint, false);
-            }
-        }
-        let sent = matches!(self.link, Link::Up { .. });
-        if sent {
-            self.messages.push_back(ToManager::Call {
-                id,
-                request: request.clone(),
-            });
-        }
-        self.calls.insert(
-            id,
-            Call {
-                request,
-                asked: now,
-                sent,
-                reply: BytesMut::new(),
-            },
-        );
-        // Nobody has answered for as long as anybody would wait now.
-        if !sent
-            && self
-                .failing_since
-                .is_some_and(|at| now.saturating_sub(at) >= CONNECT_PATIENCE)
-        {
-            let cause = self.last_error.as_deref().unwrap_or("no connection");
-            let error = self.not_connected(cause, now);
-            self.answer(id, Err(error));
-        }
     }
 
     /// The next message to send.
@@ -502,17 +446,6 @@ impl Agent {
     #[must_use]
     pub fn managers(&self) -> &[SocketAddr] {
         &self.managers
-    }
-
-    /// The error of a request that finds no manager.
-    #[must_use]
-    pub fn not_connected(&self, cause: &str, now: Duration) -> RequestError {
-        let managers: Vec<String> = self.managers.iter().map(ToString::to_string).collect();
-        RequestError::NotConnected {
-            managers: managers.join(", "),
-            cause: cause.to_owned(),
-            age_ms: self.link_changed.map(|at| millis(now.saturating_sub(at))),
-        }
     }
 
     /// The table of a subscribed network.
@@ -579,151 +512,6 @@ impl Agent {
         self.handle_disconnected(&reason, now);
     }
 
-    fn update_hosts(&mut self, full: bool, hosts: Vec<HostView>, removed: &[HostId]) {
-        let before = if full {
-            std::mem::take(&mut self.hosts)
-        } else {
-            BTreeMap::new()
-        };
-        // Of most hosts nothing has changed that a table shows.
-        let mut masks: BTreeMap<HostId, bool> = before
-            .iter()
-            .filter(|(_, view)| !view.up)
-            .map(|(id, _)| (*id, false))
-            .collect();
-        for view in hosts {
-            let (id, up) = (view.info.id, view.up);
-            let known = self.hosts.insert(id, view);
-            let was_up = known
-                .as_ref()
-                .or(before.get(&id))
-                .is_none_or(|view| view.up);
-            if up != was_up {
-                masks.insert(id, !up);
-            } else {
-                masks.remove(&id);
-            }
-        }
-        for id in removed {
-            self.hosts.remove(id);
-            masks.insert(*id, false);
-        }
-        self.learn_managers();
-        self.outputs.push_back(Output::Event(Event::Hosts(
-            self.hosts.values().cloned().collect(),
-        )));
-        for (id, masked) in masks {
-            for stream in self.streams.values_mut() {
-                stream.set_masked(id, masked, &mut self.outputs);
-            }
-        }
-    }
-
-    /// Managers are hosts: the one that answers first, then those that stand by for it.
-    fn learn_managers(&mut self) {
-        let listening = |manager: bool| {
-            let hosts = self
-                .hosts
-                .values()
-                .filter(move |view| view.manager == manager);
-            hosts.filter_map(|view| view.control)
-        };
-        let managers: Vec<SocketAddr> = listening(true).chain(listening(false)).collect();
-        if !managers.is_empty() {
-            self.managers = managers;
-        }
-    }
-
-    fn owned(&mut self, endpoints: Vec<OwnedEndpoint>, names: Vec<String>, last: bool) {
-        let Link::Up {
-            owned: partial @ Some(_),
-            ..
-        } = &mut self.link
-        else {
-            return;
-        };
-        let whole = partial.get_or_insert_default();
-        whole.endpoints.extend(endpoints);
-        whole.names.extend(names);
-        if !last {
-            return;
-        }
-        let PartialOwned { endpoints, names } = std::mem::take(whole);
-        *partial = None;
-        // As this host last said it: the state, and by the last of this host's edits that anybody may have heard of.
-        let mut current: BTreeSet<(Vni, Epoch)> = BTreeSet::new();
-        for owned in &endpoints {
-            let key = (owned.endpoint.vni, owned.endpoint.epoch);
-            let seq = self.owner_seqs.entry(key).or_default();
-            let said = self.endpoints.get(&key).map(|(_, state)| *state);
-            if said == Some(owned.state) && *seq <= owned.owner_seq {
-                current.insert(key);
-            }
-            *seq = (*seq).max(owned.owner_seq);
-        }
-        let all = self.endpoints.keys().copied();
-        let differing: Vec<(Vni, Epoch)> = all.filter(|key| !current.contains(key)).collect();
-        for key in differing {
-            self.send_publish(key);
-        }
-        self.tell_blocks();
-        let endpoints = endpoints.into_iter().map(|owned| owned.endpoint).collect();
-        self.outputs
-            .push_back(Output::Event(Event::Owned(Owned { endpoints, names })));
-    }
-
-    fn send_publish(&mut self, key: (Vni, Epoch)) {
-        if let Some((endpoint, state)) = self.endpoints.get(&key) {
-            let seq = self.owner_seqs.entry(key).or_default();
-            *seq = seq.saturating_add(1);
-            self.messages.push_back(ToManager::Publish {
-                endpoint: endpoint.clone(),
-                owner_seq: *seq,
-                state: *state,
-            });
-        }
-    }
-
-    /// Learns from rows that pass by: the highest epoch, the numbers of this host's edits, and what it has lost.
-    fn watch_own(&mut self, rows: &[Row], vni: Vni) {
-        let mut lost = Vec::new();
-        for row in rows {
-            self.last_epoch = self.last_epoch.max(row.epoch);
-            let key = (vni, row.epoch);
-            if row.owner == self.host.id && self.endpoints.contains_key(&key) {
-                let seq = self.owner_seqs.entry(key).or_default();
-                *seq = (*seq).max(row.owner_seq);
-            }
-            let older = self
-                .endpoints
-                .range((vni, Epoch::ZERO)..key)
-                .filter(|(_, (e, _))| e.ips.contains(&row.ip));
-            lost.extend(older.map(|((_, epoch), _)| *epoch));
-        }
-        for epoch in lost {
-            self.lose(vni, epoch);
-        }
-    }
-
-    fn lose(&mut self, vni: Vni, epoch: Epoch) {
-        self.owner_seqs.remove(&(vni, epoch));
-        if let Some((endpoint, _)) = self.endpoints.remove(&(vni, epoch)) {
-            // What was announced without a manager, no table takes back.
-            self.announce_own(&endpoint, false);
-            self.outputs
-                .push_back(Output::Event(Event::RowLost { vni, epoch }));
-        }
-    }
-
-    /// An operator removed this host: what it held is others' now, and it is not to come back.
-    fn removed(&mut self) {
-        self.left = true;
-        let own: Vec<(Vni, Epoch)> = self.endpoints.keys().copied().collect();
-        for (vni, epoch) in own {
-            self.lose(vni, epoch);
-        }
-    }
-
     fn network_removed(&mut self, vni: Vni) {
         let own: Vec<Epoch> = self
             .endpoints
@@ -736,92 +524,6 @@ impl Agent {
         if self.streams.remove(&vni).is_some() {
             self.outputs
                 .push_back(Output::Event(Event::NetworkRemoved(vni)));
-        }
-    }
-
-    fn reply(&mut self, id: u64, part: &[u8], last: bool) {
-        let Some(call) = self.calls.get_mut(&id) else {
-            self.late_reply(id, part);
-            return;
-        };
-        if call.reply.len() + part.len() > REPLY_MAX {
-            self.answer(
-                id,
-                Err(RequestError::Refused(
-                    "the manager's answer is longer than 64 MiB".to_owned(),
-                )),
-            );
-            return;
-        }
-        call.reply.extend_from_slice(part);
-        if !last {
-            return;
-        }
-        let result = match serde_json::from_slice::<Result<Response, String>>(&call.reply) {
-            Ok(answer) => answer.map_err(RequestError::Refused),
-            Err(error) => Err(RequestError::Refused(format!(
-                "the manager's answer is not understood: {error}"
-            ))),
-        };
-        if let (Request::Leave, Ok(_)) = (&call.request, &result) {
-            self.left = true;
-        }
-        self.answer(id, result);
-    }
-
-    /// The answer to an allocation that nobody waits for any more: it is given back, or it would be held until the next
-    /// connection. Not where the same is asked again and the manager answers with the same.
-    fn late_reply(&mut self, id: u64, part: &[u8]) {
-        if !self.given_up.remove(&id) {
-            return;
-        }
-        let Ok(Ok(Response::Endpoint(endpoint))) =
-            serde_json::from_slice::<Result<Response, String>>(part)
-        else {
-            return;
-        };
-        let asked_again = self.calls.values().any(|call| {
-            matches!(&call.request, Request::Allocate { container, .. } if *container == endpoint.container)
-        });
-        let (vni, epoch) = (endpoint.vni, endpoint.epoch);
-        if !asked_again && !self.endpoints.contains_key(&(vni, epoch)) {
-            let request = Request::Free { vni, epoch };
-            self.messages.push_back(ToManager::Call { id, request });
-        }
-    }
-
-    fn answer(&mut self, id: u64, result: Result<Response, RequestError>) {
-        if self.calls.remove(&id).is_some() {
-            self.outputs.push_back(Output::Answer { id, result });
-        }
-    }
-
-    fn expire_calls(&mut self, now: Duration) {
-        let expired = self.calls.iter().filter(|(_, call)| {
-            let patience = if call.sent {
-                REQUEST_DEADLINE
-            } else {
-                CONNECT_PATIENCE
-            };
-            now.saturating_sub(call.asked) >= patience
-        });
-        let expired: Vec<u64> = expired.map(|(id, _)| *id).collect();
-        for id in expired {
-            let given_up = &self.calls[&id];
-            if given_up.sent && matches!(given_up.request, Request::Allocate { .. }) {
-                self.given_up.insert(id);
-            }
-            let error = match self.link {
-                Link::Up { manager, .. } => RequestError::Timeout {
-                    manager,
-                    seconds: REQUEST_DEADLINE.as_secs(),
-                },
-                Link::Down | Link::Greeting { .. } => self.not_connected(
-                    self.last_error.as_deref().unwrap_or("no connection yet"),
-                    now,
-                ),
-            };
-            self.answer(id, Err(error));
         }
     }
 }
