@@ -26,6 +26,10 @@ pub(crate) const PENDING_PER_ADDRESS: usize = 16;
 pub(crate) const PENDING_STRANGERS: usize = 512;
 /// The same of all known hosts' addresses, which strangers cannot crowd out.
 pub(crate) const PENDING_KNOWN: usize = 4096;
+/// Lines about refused connections that the log gets within [`REFUSALS_WINDOW`]; the rest are counted.
+pub(crate) const REFUSALS_LOGGED: u32 = 60;
+/// See [`REFUSALS_LOGGED`].
+pub(crate) const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 /// Connections of hosts, and of one address: an old one may still be closing when its host is back.
 pub(crate) const CONNECTIONS_MAX: usize = 20_000;
 /// See [`CONNECTIONS_MAX`].

@@ -10,6 +10,7 @@ mod door;
 mod peers;
 mod pending;
 mod probing;
+mod refusals;
 mod turns;
 
 use std::collections::HashSet;

@@ -18,7 +18,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::pending::PendingRoom;
-use super::turns::{Input, Room, reject};
+use super::refusals::reject;
+use super::turns::{Input, Room};
 use super::{ManagerError, Signer, TICK, lock};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};

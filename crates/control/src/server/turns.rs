@@ -10,6 +10,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 
 use super::behind::Behind;
 use super::probing::probe;
+use super::refusals::reject;
 use super::{Keeper, ManagerStatus, Members, Prober, STORE_RETRY, Signer, lock};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
@@ -363,15 +364,6 @@ fn join(signer: &Signer, from: IpAddr, role: Role, request: &[u8]) -> Result<ToA
         certificate,
         ca: signer.authority.certificate().to_vec(),
     })
-}
-
-/// A refusal, told in the log too.
-pub(super) fn reject(reason: String, from: IpAddr) -> ToAgent {
-    tracing::warn!(%from, %reason, "refused a connection");
-    ToAgent::Reject {
-        reason,
-        removed: false,
-    }
 }
 
 #[cfg(test)]
