@@ -63,7 +63,9 @@ impl Plane for World {
             } => {
                 let now = self.now();
                 let host = &mut self.hosts[h % HOSTS];
-                host.frozen_until = now + Duration::from_millis(milliseconds.into());
+                // What waits for the end of an earlier freeze must not be overtaken by what comes after a shorter one.
+                let until = now + Duration::from_millis(milliseconds.into());
+                host.frozen_until = host.frozen_until.max(until);
                 host.disturbed = host.frozen_until;
             }
             Step::Leap {
