@@ -8,7 +8,7 @@
 //! | `plane.rs` | the steps that are done to a control plane, and what every one must hold when all is quiet |
 //! | `world.rs`, `host.rs` | Towline's: a manager, agents, and programs that run endpoints |
 //! | `faults.rs`, `check.rs` | the steps done to it; what must hold of it at every moment and in the end |
-//! | `random.rs` | random steps, a million of them |
+//! | `random.rs` | random steps, as many as are asked for |
 //! | `cases.rs`, `networkdb.rs` | scenarios by name |
 //! | `old_way.rs` | Docker Swarm's: the same steps find its fault |
 //! | `scale.rs` | thousands of hosts |

@@ -1,5 +1,5 @@
 //! Random steps: what must hold does, whatever happens in whatever order. `cargo test` plays some thousand of them;
-//! `scripts/test simulation` a million.
+//! `scripts/test simulation` 100,000, `scripts/soak` millions.
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -25,7 +25,7 @@ fn some() -> Config {
     }
 }
 
-/// A third of a million steps: 341 histories of 1,000.
+/// A third of a million steps, 341 histories of 1,000, unless PROPTEST_CASES says otherwise: 256 of its cases are a million steps in all.
 fn many() -> Config {
     Config {
         cases: Config::default().cases * 4 / 3,
@@ -66,19 +66,19 @@ proptest! {
 
     #[test]
     #[ignore = "takes a minute: scripts/test simulation"]
-    fn a_third_of_a_million_steps_on_streams(seed: u64, steps in thousand(Hardness::Streams)) {
+    fn long_histories_on_streams(seed: u64, steps in thousand(Hardness::Streams)) {
         run(seed, &steps);
     }
 
     #[test]
     #[ignore = "takes a minute: scripts/test simulation"]
-    fn a_third_of_a_million_steps_with_messages_lost(seed: u64, steps in thousand(Hardness::Messages)) {
+    fn long_histories_with_messages_lost(seed: u64, steps in thousand(Hardness::Messages)) {
         run(seed, &steps);
     }
 
     #[test]
     #[ignore = "takes a minute: scripts/test simulation"]
-    fn a_third_of_a_million_steps_with_stores_replaced(seed: u64, steps in thousand(Hardness::Stores)) {
+    fn long_histories_with_stores_replaced(seed: u64, steps in thousand(Hardness::Stores)) {
         run(seed, &steps);
     }
 }
