@@ -16,21 +16,12 @@ pub(crate) fn ipv4_subnet(
         IpNet::V4(net) => Some(*net),
         IpNet::V6(_) => None,
     });
-    match (standing, asked) {
-        (Some(standing), Some(asked)) if standing.trunc() != asked => {
-            Err(BridgeError::OtherSubnet {
-                standing: standing.into(),
-                wanted: asked.into(),
-            })
-        }
-        (Some(standing), _) => Ok(standing.trunc()),
-        (None, Some(asked)) => free(existing, asked.into()).map(|()| asked),
-        (None, None) => (16..=31)
-            .rev()
-            .filter_map(|second| Ipv4Net::new(Ipv4Addr::new(172, second, 0, 0), 16).ok())
-            .find(|net| free(existing, (*net).into()).is_ok())
-            .ok_or(BridgeError::NoFreeSubnet),
-    }
+    let given = given(
+        existing,
+        standing.map(|net| (net.into(), net.trunc())),
+        asked,
+    )?;
+    given.map_or_else(|| first_free(existing), Ok)
 }
 
 /// The subnet for IPv6: the bridge's, else the one asked for, else the ULA /64 of 40 random bits (RFC 4193 §3.2).
@@ -43,27 +34,50 @@ pub(crate) fn ipv6_subnet(
         IpNet::V6(net) if !net.addr().is_unicast_link_local() => Some(*net),
         _ => None,
     });
+    if let Some(given) = given(
+        existing,
+        standing.map(|net| (net.into(), net.trunc())),
+        asked,
+    )? {
+        return Ok(given);
+    }
+    let [a, b, c, d, e] = random;
+    let words = [
+        u16::from_be_bytes([0xfd, a]),
+        u16::from_be_bytes([b, c]),
+        u16::from_be_bytes([d, e]),
+    ];
+    let address = Ipv6Addr::new(words[0], words[1], words[2], 0, 0, 0, 0, 0);
+    let net = Ipv6Net::new_assert(address, 64);
+    free(existing, net.into()).map(|()| net)
+}
+
+/// The subnet that stands (the bridge's address, and its subnet), else the one asked for; none where neither is.
+fn given<N: Copy + PartialEq + Into<IpNet>>(
+    existing: &Existing,
+    standing: Option<(IpNet, N)>,
+    asked: Option<N>,
+) -> Result<Option<N>, BridgeError> {
     match (standing, asked) {
-        (Some(standing), Some(asked)) if standing.trunc() != asked => {
+        (Some((address, subnet)), Some(asked)) if subnet != asked => {
             Err(BridgeError::OtherSubnet {
-                standing: standing.into(),
+                standing: address,
                 wanted: asked.into(),
             })
         }
-        (Some(standing), _) => Ok(standing.trunc()),
-        (None, Some(asked)) => free(existing, asked.into()).map(|()| asked),
-        (None, None) => {
-            let [a, b, c, d, e] = random;
-            let words = [
-                u16::from_be_bytes([0xfd, a]),
-                u16::from_be_bytes([b, c]),
-                u16::from_be_bytes([d, e]),
-            ];
-            let address = Ipv6Addr::new(words[0], words[1], words[2], 0, 0, 0, 0, 0);
-            let net = Ipv6Net::new_assert(address, 64);
-            free(existing, net.into()).map(|()| net)
-        }
+        (Some((_, subnet)), _) => Ok(Some(subnet)),
+        (None, Some(asked)) => free(existing, asked.into()).map(|()| Some(asked)),
+        (None, None) => Ok(None),
     }
+}
+
+/// From the top of 172.16.0.0/12, so that it seldom meets what Docker takes from the bottom.
+fn first_free(existing: &Existing) -> Result<Ipv4Net, BridgeError> {
+    (16..=31)
+        .rev()
+        .filter_map(|second| Ipv4Net::new(Ipv4Addr::new(172, second, 0, 0), 16).ok())
+        .find(|net| free(existing, (*net).into()).is_ok())
+        .ok_or(BridgeError::NoFreeSubnet)
 }
 
 fn free(existing: &Existing, wanted: IpNet) -> Result<(), BridgeError> {
