@@ -137,6 +137,22 @@ pub struct ManagerStatus {
     pub stood_down: Option<String>,
 }
 
+impl ManagerStatus {
+    /// Nobody has come yet.
+    const fn at_start(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            connected: 0,
+            pending: 0,
+            queued_bytes: 0,
+            behind: 0,
+            hosts: 0,
+            store_error: None,
+            stood_down: None,
+        }
+    }
+}
+
 /// A running manager.
 #[derive(Debug)]
 pub struct ManagerHandle {
@@ -182,16 +198,7 @@ impl ManagerHandle {
             .build();
         let runtime = runtime.map_err(ManagerError::Thread)?;
 
-        let status = Arc::new(Mutex::new(ManagerStatus {
-            listen,
-            connected: 0,
-            pending: 0,
-            queued_bytes: 0,
-            behind: 0,
-            hosts: 0,
-            store_error: None,
-            stood_down: None,
-        }));
+        let status = Arc::new(Mutex::new(ManagerStatus::at_start(listen)));
         let stop = Arc::new(Notify::new());
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
         let signer = Signer {

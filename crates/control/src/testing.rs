@@ -1,4 +1,4 @@
-//! For tests and fuzz targets: a datapath in memory, which shows what becomes of one that is told of changes alone, and the file
+//! For tests and fuzz targets: hosts, a datapath in memory, which shows what becomes of one that is told of changes alone, and the file
 //! of cached tables without a file.
 
 use std::collections::BTreeMap;
@@ -8,9 +8,22 @@ use bytes::Bytes;
 use vtep::MacAddr;
 
 use crate::cache;
-use crate::host::HostId;
+use crate::host::{HostId, HostInfo};
 use crate::message::ToAgent;
 use crate::table::{MemberState, Table, TableChange};
+
+/// An ordinary host `hN` as it joins: with VXLAN's own port, Ethernet's MTU, for the first time.
+#[must_use]
+pub fn host_info(id: HostId, number: u16, vtep: impl Into<IpAddr>) -> HostInfo {
+    HostInfo {
+        id,
+        name: format!("h{number}"),
+        vtep: vtep.into(),
+        port: 4789,
+        link_mtu: 1500,
+        incarnation: 1,
+    }
+}
 
 /// One network as a datapath has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::time::Duration;
 use control::manager::{Connection, GRACE, Manager, Output, Settings};
 use control::message::{ToAgent, ToManager};
 use control::{
-    AddressPool, Addressing, Endpoint, EndpointState, Epoch, HostId, HostInfo, MacMode,
-    MemoryStore, Network, NetworkDetails, NetworkSpec, Request, Response, Store,
+    AddressPool, Addressing, Endpoint, EndpointState, Epoch, HostId, MacMode, MemoryStore, Network,
+    NetworkDetails, NetworkSpec, Request, Response, Store,
 };
 use vtep::MacAddr;
 
@@ -55,14 +55,8 @@ impl Bench {
     fn connect(&mut self) {
         for host in 1..=self.hosts {
             let vtep = IpAddr::from([192, 0, 2, host]);
-            let info = HostInfo {
-                id: HostId::from_bytes([host; 16]),
-                name: format!("h{host}"),
-                vtep,
-                port: 4789,
-                link_mtu: 1500,
-                incarnation: 1,
-            };
+            let info =
+                control::testing::host_info(HostId::from_bytes([host; 16]), host.into(), vtep);
             self.manager
                 .handle_hello(host.into(), vtep, info, self.seen, self.now)
                 .unwrap();

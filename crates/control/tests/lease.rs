@@ -84,14 +84,8 @@ impl World {
     }
 
     fn add_host(&mut self, n: u8) {
-        let info = HostInfo {
-            id: HostId::from_bytes([n; 16]),
-            name: format!("h{n}"),
-            vtep: [192, 0, 2, n].into(),
-            port: 4789,
-            link_mtu: 1500,
-            incarnation: 1,
-        };
+        let info =
+            control::testing::host_info(HostId::from_bytes([n; 16]), n.into(), [192, 0, 2, n]);
         self.hosts.push(Host {
             agent: self.agent(&info),
             info,

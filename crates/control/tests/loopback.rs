@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use control::{
-    AgentConfig, AgentHandle, Authority, Endpoint, EndpointState, Event, HostId, HostInfo,
-    ManagerConfig, ManagerError, ManagerHandle, MemberState, MemoryStore, NetworkSpec, Prober,
-    RedbStore, Request, RequestError, Response, Role, Store, TableChange, WallClock, pki,
+    AgentConfig, AgentHandle, Authority, Endpoint, EndpointState, Event, HostId, ManagerConfig,
+    ManagerError, ManagerHandle, MemberState, MemoryStore, NetworkSpec, Prober, RedbStore, Request,
+    RequestError, Response, Role, Store, TableChange, WallClock, pki,
 };
 
 use common::await_event;
@@ -79,14 +79,7 @@ impl Cluster {
         let now = WallClock::default().unix();
         let identity = self.authority.issue(id, Role::Worker, now, pki::LIFETIME);
         AgentConfig {
-            host: HostInfo {
-                id,
-                name: format!("h{host}"),
-                vtep,
-                port: 4789,
-                link_mtu: 1500,
-                incarnation: 1,
-            },
+            host: control::testing::host_info(id, host.into(), vtep),
             managers: vec![self.manager],
             identity: Arc::new(identity.unwrap()),
             bind: vtep,

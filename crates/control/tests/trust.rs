@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use control::manager::{Manager, Settings};
 use control::{
-    AgentConfig, AgentError, AgentHandle, Authority, Event, HostId, HostInfo, Identity, JoinError,
-    Lasts, ManagerConfig, ManagerHandle, MemoryStore, Prober, Request, RequestError, Response,
-    Role, Secret, Token, WallClock, join, pki,
+    AgentConfig, AgentError, AgentHandle, Authority, Event, HostId, Identity, JoinError, Lasts,
+    ManagerConfig, ManagerHandle, MemoryStore, Prober, Request, RequestError, Response, Role,
+    Secret, Token, WallClock, join, pki,
 };
 
 use common::await_event;
@@ -101,14 +101,11 @@ impl Cluster {
 
     fn config(&self, host: u8, identity: &Arc<Identity>) -> AgentConfig {
         AgentConfig {
-            host: HostInfo {
-                id: identity.certificate().host,
-                name: format!("h{host}"),
-                vtep: self.address(host),
-                port: 4789,
-                link_mtu: 1500,
-                incarnation: 1,
-            },
+            host: control::testing::host_info(
+                identity.certificate().host,
+                host.into(),
+                self.address(host),
+            ),
             managers: vec![self.manager],
             identity: Arc::clone(identity),
             bind: self.address(host),

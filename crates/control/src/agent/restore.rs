@@ -80,14 +80,7 @@ mod tests {
     }
 
     fn host(n: u8) -> HostInfo {
-        HostInfo {
-            id: HostId::from_bytes([n; 16]),
-            name: format!("h{n}"),
-            vtep: [192, 0, 2, n].into(),
-            port: 4789,
-            link_mtu: 1500,
-            incarnation: 1,
-        }
+        crate::testing::host_info(HostId::from_bytes([n; 16]), n.into(), [192, 0, 2, n])
     }
 
     const CLUSTER: &str = "0123456789abcdef";

@@ -8,7 +8,7 @@ use vtep::Vni;
 
 use super::{Connection, Manager, Output, Settings};
 use crate::epoch::Epoch;
-use crate::host::{HostId, HostInfo};
+use crate::host::HostId;
 use crate::message::{ToAgent, ToManager};
 use crate::network::{Endpoint, NetworkSpec};
 use crate::request::{EndpointState, Request, Response};
@@ -45,14 +45,7 @@ impl Bench {
             sent: Vec::new(),
         };
         for n in [1, 2] {
-            let info = HostInfo {
-                id: id(n),
-                name: format!("h{n}"),
-                vtep: vtep(n),
-                port: 4789,
-                link_mtu: 1500,
-                incarnation: 1,
-            };
+            let info = crate::testing::host_info(id(n), n.into(), vtep(n));
             bench
                 .manager
                 .handle_hello(n.into(), vtep(n), info, Epoch::ZERO, NOW)

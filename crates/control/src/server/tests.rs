@@ -101,14 +101,7 @@ fn info(manager: SocketAddr, host: u16) -> HostInfo {
     };
     let [_, net, ..] = manager.octets();
     let [a, b] = host.to_be_bytes();
-    HostInfo {
-        id: id(host),
-        name: format!("h{host}"),
-        vtep: [127, net, a, b].into(),
-        port: 4789,
-        link_mtu: 1500,
-        incarnation: 1,
-    }
+    crate::testing::host_info(id(host), host, [127, net, a, b])
 }
 
 fn identity(authority: &Authority, host: u16) -> crate::Identity {

@@ -73,14 +73,8 @@ impl Host {
             id = [1; 16];
         }
         let [high, low] = number.to_be_bytes();
-        let info = HostInfo {
-            id: HostId::from_bytes(id),
-            name: format!("h{number}"),
-            vtep: [10, 255, high, low].into(),
-            port: 4789,
-            link_mtu: 1500,
-            incarnation: 1,
-        };
+        let info =
+            control::testing::host_info(HostId::from_bytes(id), number, [10, 255, high, low]);
         Self {
             agent: Some(new_agent(&info)),
             info,
