@@ -136,6 +136,15 @@ fn reaches_outside(container: &TestNetns) -> bool {
     OUTSIDE.iter().all(|address| reaches(container, address))
 }
 
+/// Waits for it: the kernel tells a bridge up to a second later that a port's carrier is back (`net/core/link_watch.c`).
+fn gets_outside(container: &TestNetns, when: &str) {
+    wait_until(
+        &format!("the way to the outside {when}"),
+        Duration::from_secs(30),
+        || reaches_outside(container),
+    );
+}
+
 /// All that a gateway could leave behind.
 fn snapshot(host: &TestNetns) -> Vec<String> {
     let mut seen = vec![
@@ -178,7 +187,7 @@ fn containers_reach_the_outside_and_not_each_other() {
     assert_eq!(second.ipv4, Ipv4Addr::new(172, 31, 0, 3));
 
     for container in [&one, &other] {
-        assert!(reaches_outside(container));
+        gets_outside(container, "of a container");
         assert!(reaches(container, &gateway.gateways().0.to_string()));
         assert!(reaches(container, &gateway.gateways().1.to_string()));
         assert!(
@@ -238,7 +247,7 @@ fn bridged_traffic_that_passes_through_iptables_changes_nothing() {
     let (one, other) = (netns(), netns());
     gateway.attach(&spec(&one, "tb1")).expect("attached");
     let second = gateway.attach(&spec(&other, "tb2")).expect("attached");
-    assert!(reaches_outside(&one));
+    gets_outside(&one, "of a container");
     assert!(!reaches(&one, &second.ipv4.to_string()));
 }
 
@@ -290,7 +299,7 @@ fn outsiders_reach_no_container_and_containers_send_as_nobody_else() {
             .status
             .success()
     );
-    assert!(reaches_outside(&container), "as itself it still does");
+    gets_outside(&container, "as itself");
 }
 
 #[test]
@@ -316,7 +325,7 @@ fn a_second_ensure_adopts_what_stands_and_remove_leaves_nothing() {
         attached.ipv4,
         "no address twice"
     );
-    assert!(reaches_outside(&container));
+    gets_outside(&container, "of a container");
     assert!(
         gateway
             .repair()
@@ -331,7 +340,7 @@ fn a_second_ensure_adopts_what_stands_and_remove_leaves_nothing() {
         .delete_link("tb1")
         .expect("removed");
     assert_eq!(gateway.adopt(&again).expect("made again"), attached);
-    assert!(reaches_outside(&container));
+    gets_outside(&container, "of a container");
 
     gateway.detach("tb2").expect("detached");
     gateway.detach("tb2").expect("absent is fine");
@@ -364,7 +373,7 @@ fn what_others_take_away_is_put_back() {
             !gateway.repair().expect("repaired").put_back.is_empty(),
             "after `{damage}`"
         );
-        assert!(reaches_outside(&container), "repaired after `{damage}`");
+        gets_outside(&container, &format!("repaired after `{damage}`"));
         assert!(
             gateway
                 .repair()
@@ -416,7 +425,7 @@ fn next_to_docker(flavour: &str) {
     let container = netns();
     let mut gateway = Gateway::ensure(&world.host, &DEFAULTS).expect("a gateway");
     gateway.attach(&spec(&container, "tb1")).expect("attached");
-    assert!(reaches_outside(&container), "past the policy of drop");
+    gets_outside(&container, "past the policy of drop");
 
     let status = gateway.status().expect("a status");
     assert_eq!(
@@ -477,7 +486,7 @@ fn next_to_docker(flavour: &str) {
         2,
         "one for each family"
     );
-    assert!(reaches_outside(&container));
+    gets_outside(&container, "of a container");
     assert!(
         gateway
             .repair()
@@ -572,7 +581,7 @@ fn a_chain_that_blocks_without_a_place_for_us_is_told_and_the_command_helps() {
         for part in command.split(" && ") {
             sh(&world.host, part);
         }
-        assert!(reaches_outside(&container), "after `{command}`");
+        gets_outside(&container, &format!("after `{command}`"));
         assert_eq!(
             gateway.status().expect("a status").problems().count(),
             0,
@@ -624,7 +633,7 @@ fn an_attachment_that_fails_leaves_nothing() {
             attached.ipv4.octets()[3]
         ]
     );
-    assert!(reaches_outside(&container));
+    gets_outside(&container, "of a container");
 }
 
 #[test]
@@ -696,7 +705,7 @@ fn subnets_step_aside_for_routes_and_can_be_chosen() {
         )
     );
     assert!(sh(&container, "ip link show eth1").contains("mtu 1400"));
-    assert!(reaches_outside(&container));
+    gets_outside(&container, "of a container");
     let other = Settings {
         ipv4: Some("10.201.0.0/24".parse().expect("a subnet")),
         ..chosen
@@ -728,5 +737,5 @@ fn a_host_that_keeps_new_interfaces_from_ipv6_has_a_gateway_all_the_same() {
     let mut gateway = Gateway::ensure(&world.host, &DEFAULTS).expect("a gateway");
     let container = netns();
     gateway.attach(&spec(&container, "tb1")).expect("attached");
-    assert!(reaches_outside(&container));
+    gets_outside(&container, "of a container");
 }
