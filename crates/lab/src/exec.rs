@@ -21,7 +21,7 @@ pub struct ExecArgs {
     /// The lab's name [default: the one that the host's or container's name begins with, else 'lab']
     #[arg(long)]
     name: Option<LabName>,
-    /// A host or container of the lab, or its switch (lab-sw) or outside (lab-out)
+    /// A host or container of the lab, or its switch (lab-sw) or outside (lab-out); with or without 'lab-'
     #[arg(value_name = "HOST|CONTAINER")]
     target: String,
     /// The command and its arguments
@@ -38,20 +38,21 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     };
     let folder = Folder::of(&lab);
     let containers = folder.containers();
-    let socket = match lab.role(&args.target) {
+    let target = in_full(&lab, &args.target);
+    let socket = match lab.role(&target) {
         Some(Role::Node(kind, host) | Role::Container(kind, host, _)) => {
             Some(folder.socket(kind, host))
         }
         Some(Role::Switch | Role::Outside) => None,
-        None => match containers.iter().find(|(name, _)| *name == args.target) {
+        None => match containers.iter().find(|(name, _)| *name == target) {
             Some((_, socket)) => Some(socket.clone()),
-            None => return Err(unknown(&lab, &folder, &args.target)),
+            None => return Err(unknown(&lab, &folder, &target)),
         },
     };
-    if !Netns::exists(&args.target) {
-        return Err(unknown(&lab, &folder, &args.target));
+    if !Netns::exists(&target) {
+        return Err(unknown(&lab, &folder, &target));
     }
-    let netns = Netns::open(&args.target)?;
+    let netns = Netns::open(&target)?;
     let mut command = Command::new(&args.command[0]);
     command
         .args(&args.command[1..])
@@ -63,10 +64,7 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     // The thread that is in the namespace becomes the program; the others end.
     let error = netns.run(|| sysfs::mount_fresh().map(|()| command.exec()))??;
     let program = Path::new(&args.command[0]).display();
-    eprintln!(
-        "towline: can't execute {program} in {}: {error}",
-        args.target
-    );
+    eprintln!("towline: can't execute {program} in {target}: {error}");
     Ok(ExitCode::from(
         if error.kind() == std::io::ErrorKind::NotFound {
             127
@@ -74,6 +72,16 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
             126
         },
     ))
+}
+
+/// `h1` of the lab `lab` is `lab-h1`.
+fn in_full(lab: &LabName, target: &str) -> String {
+    let full = format!("{lab}-{target}");
+    if lab.role(target).is_none() && lab.role(&full).is_some() {
+        full
+    } else {
+        target.to_owned()
+    }
 }
 
 /// Why there is no such host or container, and which there are.
@@ -104,4 +112,23 @@ fn path_with_own_folder() -> anyhow::Result<OsString> {
         .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
     std::env::join_paths(std::iter::once(own).chain(std::env::split_paths(&old)))
         .context("this program's folder has a ':' in its name and can't stand in PATH")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_given_in_full_or_without_the_labs() {
+        let lab: LabName = "lab".parse().expect("a name");
+        for (target, meant) in [
+            ("h1", "lab-h1"),
+            ("lab-h1", "lab-h1"),
+            ("h2c1", "lab-h2c1"),
+            ("sw", "lab-sw"),
+            ("web", "web"),
+        ] {
+            assert_eq!(in_full(&lab, target), meant);
+        }
+    }
 }
