@@ -221,6 +221,30 @@ fn a_host_that_slept_is_back_within_five_seconds() {
     world.check_settled();
 }
 
+/// What a connection carries keeps its order however often its host is stopped: rows that came in another would have to be
+/// asked for again.
+#[test]
+fn a_host_that_is_stopped_twice_hears_all_in_order() {
+    let (mut world, vni) = one_network(2);
+    for host in [0, 1] {
+        started(&mut world, host, vni);
+    }
+    let began = world.now();
+    world.hosts[1].frozen_until = began + SECOND;
+    world.start(0, vni, Vec::new());
+    world.run(SECOND / 2);
+    // What comes from now on is heard at once with what waits already, when both freezes are over.
+    world.hosts[1].frozen_until = began + SECOND * 2;
+    world.start(0, vni, Vec::new());
+    world.run(began + SECOND * 2 - world.now());
+    let place = |world: &World, host: usize| {
+        let agent = world.hosts[host].agent.as_ref().unwrap();
+        let stream = agent.status(world.now()).subscriptions.remove(0);
+        (stream.generation, stream.revision)
+    };
+    assert_eq!(place(&world, 1), place(&world, 0));
+}
+
 /// Conformance H15: a store of old, a clock that was years ahead when it was written, and a host that was away for longer than
 /// the manager waits. What the lost life handed out must not be handed out again under the same epoch.
 #[test]

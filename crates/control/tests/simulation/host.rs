@@ -12,7 +12,7 @@ use control::{
 };
 use vtep::Vni;
 
-use crate::world::{Answers, CLUSTER, MANAGER};
+use crate::world::{Answers, CLUSTER, Happens, MANAGER};
 use control::testing::Installed;
 
 /// The driver's connection.
@@ -30,7 +30,10 @@ pub(crate) struct Host {
     /// Counts its agents.
     pub(crate) life: u64,
     pub(crate) line: Line,
+    /// It stands still until then.
     pub(crate) frozen_until: Duration,
+    /// What came meanwhile, in its order.
+    pub(crate) waiting: Vec<Happens>,
     /// How far the host's own clock is ahead.
     pub(crate) ahead: Duration,
     /// The last time that anything was done to this host or its wire.
@@ -81,6 +84,7 @@ impl Host {
             life: 1,
             line: Line::Down,
             frozen_until: Duration::ZERO,
+            waiting: Vec::new(),
             ahead: Duration::ZERO,
             disturbed: Duration::ZERO,
             runs: Vec::new(),
@@ -99,6 +103,11 @@ impl Host {
     /// The time on this host.
     pub(crate) fn now(&self, now: Duration) -> Duration {
         now + self.ahead
+    }
+
+    /// Whether it stands still.
+    pub(crate) fn is_frozen(&self, now: Duration) -> bool {
+        self.frozen_until > now
     }
 
     pub(crate) fn opened(&mut self, connection: u64, now: Duration) {

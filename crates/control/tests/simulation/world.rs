@@ -65,6 +65,10 @@ pub(crate) enum Happens {
     Heal {
         host: usize,
     },
+    /// A host that stood still goes on, unless it was told to stand still for longer.
+    Thaw {
+        host: usize,
+    },
 }
 
 /// The cluster.
@@ -236,10 +240,9 @@ impl World {
             _ => None,
         };
         if let Some(host) = of_agent
-            && self.hosts[host].frozen_until > now
+            && (self.hosts[host].is_frozen(now) || !self.hosts[host].waiting.is_empty())
         {
-            let wait = self.hosts[host].frozen_until - now;
-            self.net.after(wait, event);
+            self.wait_for_thaw(host, event);
             return;
         }
         match event {
@@ -299,6 +302,30 @@ impl World {
             Happens::StartAgent { host } => self.start_agent(host),
             Happens::StartManager => self.start_manager(),
             Happens::Heal { host } => self.heal(host),
+            Happens::Thaw { host } => self.thaw(host),
+        }
+    }
+
+    /// What comes to a host that stands still keeps its order, however often the end of that is put off.
+    fn wait_for_thaw(&mut self, host: usize, event: Happens) {
+        let waiting = &mut self.hosts[host].waiting;
+        waiting.push(event);
+        if waiting.len() == 1 {
+            let until = self.hosts[host].frozen_until;
+            let wait = until.saturating_sub(self.now());
+            self.net.after(wait, Happens::Thaw { host });
+        }
+    }
+
+    fn thaw(&mut self, host: usize) {
+        let now = self.now();
+        if self.hosts[host].is_frozen(now) {
+            let wait = self.hosts[host].frozen_until - now;
+            self.net.after(wait, Happens::Thaw { host });
+            return;
+        }
+        for event in std::mem::take(&mut self.hosts[host].waiting) {
+            self.happen(event);
         }
     }
 
