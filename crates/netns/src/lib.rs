@@ -15,12 +15,15 @@ mod addresses;
 mod links;
 mod namespace;
 mod neighbors;
+mod netfilter;
 mod netlink;
+pub mod nftables;
 mod routes;
 pub mod sysctl;
 
 pub use addresses::Address;
 pub use links::{Link, Vxlan};
 pub use namespace::{Netns, NetnsError};
+pub use netfilter::{NetfilterError, NetfilterSocket};
 pub use netlink::{Netlink, NetlinkError};
 pub use routes::Route;
