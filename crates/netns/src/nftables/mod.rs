@@ -36,7 +36,7 @@ mod value;
 pub use batch::Batch;
 pub use field::{Field, LOCAL};
 pub use list::{ChainEntry, RuleEntry, Snapshot};
-pub use rule::{Reject, Rule, Target, state, status};
+pub use rule::{Reject, Rule, state, status};
 pub use set::{Data, Element, Set, Type};
 pub use value::{Protocol, Value, Verdict};
 

@@ -317,12 +317,12 @@ impl Rule {
         })
     }
 
-    /// Leads each new connection to the next of these addresses, in turn; all are of one family. The kernel counts for
-    /// each rule, from 0 on when the rule is new. No addresses: the rule matches nothing.
+    /// Leads each new connection to the next of these addresses, in turn, and to a port if one is named; all are of one
+    /// family. The kernel counts for each rule, from 0 on when the rule is new. No addresses: the rule matches nothing.
     #[must_use]
-    pub fn dnat_in_turn(self, targets: &[Target]) -> Self {
+    pub fn dnat_in_turn(self, targets: &[IpAddr], port: Option<u16>) -> Self {
         let slots = u32::try_from(targets.len()).unwrap_or(u32::MAX);
-        self.choosing(targets, |rule| {
+        self.choosing(targets, port, |rule| {
             rule.expression("numgen", |data| {
                 data.u32(1, FIRST);
                 data.u32(2, slots);
@@ -333,9 +333,15 @@ impl Rule {
 
     /// Leads each new connection to the address at `hash(fields, seed) mod targets.len()`: equal fields, equal address.
     #[must_use]
-    pub fn dnat_by_hash(self, fields: &[Field], seed: u32, targets: &[Target]) -> Self {
+    pub fn dnat_by_hash(
+        self,
+        fields: &[Field],
+        seed: u32,
+        targets: &[IpAddr],
+        port: Option<u16>,
+    ) -> Self {
         let slots = u32::try_from(targets.len()).unwrap_or(u32::MAX);
-        self.choosing(targets, |rule| {
+        self.choosing(targets, port, |rule| {
             let length = fields
                 .iter()
                 .map(|field| field.length().next_multiple_of(4))
@@ -376,8 +382,13 @@ impl Rule {
         })
     }
 
-    fn choosing(self, targets: &[Target], choose: impl FnOnce(Self) -> Self) -> Self {
-        let Some((first, _)) = targets.first() else {
+    fn choosing(
+        self,
+        targets: &[IpAddr],
+        port: Option<u16>,
+        choose: impl FnOnce(Self) -> Self,
+    ) -> Self {
+        let Some(first) = targets.first() else {
             // A protocol that no packet has.
             return self.verdict_from_own(&[(Field::Protocol, Type::Protocol)], []);
         };
@@ -386,16 +397,18 @@ impl Rule {
             IpAddr::V4(_) => Type::Ipv4,
             IpAddr::V6(_) => Type::Ipv6,
         };
-        let elements = (0..).zip(targets).map(|(slot, (address, port))| {
-            Element::values(
-                [Value::number(slot)],
-                [Value::from(*address), Value::from(*port)],
-            )
-        });
-        let data = Data::Values(vec![address, Type::Port]);
+        let elements = (0..)
+            .zip(targets)
+            .map(|(slot, address)| Element::values([Value::number(slot)], [Value::from(*address)]));
+        let data = Data::Values(vec![address]);
         choose(self.of_family(family))
             .own_map(vec![Type::Number], data, elements, FIRST, FIRST)
-            .expressions(|list| nat(list, DNAT, family, Some(port_register(family))))
+            .expressions(|list| {
+                if let Some(port) = port {
+                    immediate(list, port_register(family), Value::from(port).bytes());
+                }
+                nat(list, DNAT, family, port.map(|_| port_register(family)));
+            })
     }
 
     fn own_map(
@@ -494,9 +507,6 @@ impl Rule {
         self
     }
 }
-
-/// Where a connection may be led: an address and a port.
-pub type Target = (IpAddr, u16);
 
 /// `enum nft_nat_types`.
 const SNAT: u32 = 0;

@@ -99,6 +99,13 @@ impl From<[u8; 6]> for Value {
     }
 }
 
+/// A connection's label.
+impl From<[u8; 16]> for Value {
+    fn from(label: [u8; 16]) -> Self {
+        Self(label.to_vec())
+    }
+}
+
 /// What becomes of a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
