@@ -259,6 +259,7 @@ impl Endpoint {
             mac: self.mac(),
             ips: vec![self.ip(), self.ip6()],
             mtu: self.mtu,
+            any_source: false,
             backend,
         }
     }
@@ -270,6 +271,7 @@ impl Endpoint {
             vni: self.vni,
             mtu: self.mtu,
             gateway_mac: MacAddr::new([0x02, 0, 10, 0, 9, 1]),
+            service_ips: Default::default(),
             gateway_ips: vec![
                 "10.0.9.1".parse().expect("an address"),
                 "fd09::1".parse().expect("an address"),

@@ -154,6 +154,7 @@ impl Bare {
             vni,
             mtu: self.mtu,
             gateway_mac: MacAddr::new([2, 0, 0, 0, 0, 0xfe]),
+            service_ips: Default::default(),
             gateway_ips: Vec::new(),
             settings: WireSettings {
                 flood: false,
@@ -196,6 +197,7 @@ impl Bare {
             mac,
             ips,
             mtu: self.mtu,
+            any_source: false,
             backend: Backend::Offload,
         }
     }

@@ -56,6 +56,8 @@ pub struct PortSpec {
     pub ips: Vec<IpAddr>,
     /// The interface's MTU in bytes.
     pub mtu: u16,
+    /// Whether it may send others' packets too, as a host that forwards does: see [`Port`](crate::fdb::Port).
+    pub any_source: bool,
     /// How a userspace datapath makes the interface.
     pub backend: Backend,
 }

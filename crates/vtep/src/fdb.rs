@@ -11,6 +11,7 @@
 mod places;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -50,6 +51,9 @@ pub struct Port {
     pub ips: Vec<IpAddr>,
     /// The largest IP packet it takes, in bytes.
     pub mtu: u16,
+    /// Whether it may send packets whatever their source address is, as a router does. A port of the host itself may: it hands on
+    /// what came from outside. Its MAC, and what it says in ARP and neighbour discovery, are held to its own as any port's.
+    pub any_source: bool,
 }
 
 /// Where frames for one MAC go.
@@ -72,8 +76,19 @@ pub struct NetworkConfig {
     pub gateway_mac: MacAddr,
     /// The addresses that the engine answers ARP, ND and echo requests for.
     pub gateway_ips: Vec<IpAddr>,
+    /// Addresses of services: answered as the gateway's are, with its MAC. Connections to them are sent elsewhere before they
+    /// leave a container.
+    pub service_ips: BTreeSet<IpAddr>,
     /// Which frames it carries, and what their outer headers say.
     pub settings: WireSettings,
+}
+
+impl NetworkConfig {
+    /// Whether the engine itself answers for an address: the gateway's, or a service's.
+    #[must_use]
+    pub fn answers_for(&self, ip: IpAddr) -> bool {
+        self.gateway_ips.contains(&ip) || self.service_ips.contains(&ip)
+    }
 }
 
 /// One change to the tables. Removing what is absent changes nothing.

@@ -3,6 +3,7 @@
 //! The rule of thumb is RFC 2827 at a port: what leaves a container must be answerable to it. Its own are the port's MAC,
 //! the port's addresses, and the link-local address that follows from the MAC. Without being anyone's, 0.0.0.0 passes as
 //! the sender of an ARP probe, and `::` as the source of duplicate address detection and of multicast listener reports.
+//! A port of the host itself hands on packets of others (`any_source`), but speaks for no one else in ARP or discovery.
 //! DHCP does not pass: addresses come from the tables. Router advertisements and redirects do not pass either (RFC 6105).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -106,7 +107,8 @@ fn may_send_from(port: &Port, packet: &Packet<'_>, message: Option<&Message>) ->
             None => is_listener_report(packet),
         };
     }
-    is_own(port, packet.source)
+    // Discovery is spoken with one's own addresses by any port.
+    is_own(port, packet.source) || (port.any_source && message.is_none())
 }
 
 /// MLD reports and MLDv1 done, which an interface sends before it has an address (RFC 3590 §4). They are link-local and say
@@ -139,13 +141,18 @@ mod tests {
             mac: OWN,
             ips,
             mtu: 1450,
+            any_source: false,
         }
     }
 
     fn verdict(bytes: &[u8]) -> Result<(), DropReason> {
+        verdict_at(&port(), bytes)
+    }
+
+    fn verdict_at(port: &Port, bytes: &[u8]) -> Result<(), DropReason> {
         let frame = Frame::parse(bytes).unwrap();
         let contents = Contents::parse(&frame).map_err(|Malformed| DropReason::Malformed)?;
-        check(&port(), &frame, &contents)
+        check(port, &frame, &contents)
     }
 
     fn ip6(text: &str) -> Ipv6Addr {
@@ -251,6 +258,29 @@ mod tests {
                 "{other}"
             );
         }
+    }
+
+    #[test]
+    fn a_hosts_own_port_hands_on_any_packet_and_claims_no_ones_place() {
+        // Conformance H8, for the port by which a host sends what came from outside.
+        let mut host = port();
+        host.any_source = true;
+        for source in ["198.51.100.7", "2001:db8::7", "10.0.9.3"] {
+            assert_eq!(verdict_at(&host, &udp(OWN, source)), Ok(()), "{source}");
+            assert_eq!(
+                verdict_at(&host, &udp(OTHER, source)),
+                Err(DropReason::GuardMac)
+            );
+        }
+        assert_eq!(verdict_at(&host, &udp(OWN, "::")), Err(DropReason::GuardIp));
+        assert_eq!(
+            verdict_at(&host, &arp(false, OWN, "10.0.9.3")),
+            Err(DropReason::GuardNeighbor)
+        );
+        let claim = announcement(ip6("fd00::3"), ip6("fd00::2"), OWN, OWN);
+        assert_eq!(verdict_at(&host, &claim), Err(DropReason::GuardNeighbor));
+        let asked = solicitation(ip6("fd00::3"), OWN, ip6("fd00::4"), Some(OWN));
+        assert_eq!(verdict_at(&host, &asked), Err(DropReason::GuardIp));
     }
 
     #[test]

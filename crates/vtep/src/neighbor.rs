@@ -1,4 +1,4 @@
-//! Answers for neighbours and for the gateway, made from the tables where the question enters the overlay.
+//! Answers for neighbours, for the gateway and for services, made from the tables where the question enters the overlay.
 //!
 //! A question for a known address never crosses the underlay. It is answered as its owner would, except to the owner itself:
 //! its probes, its duplicate address detection and its announcements must find nobody else. What the tables do not know
@@ -76,7 +76,8 @@ pub fn answer(
     Outcome::Answered
 }
 
-/// Answers an echo request for one of the gateway's addresses, into the empty `out`; drops all else that is for the gateway.
+/// Answers an echo request for one of the gateway's or a service's addresses, into the empty `out`; drops all else that is for
+/// the gateway's MAC.
 pub fn answer_for_gateway(
     network: &Network,
     port: &Port,
@@ -88,7 +89,7 @@ pub fn answer_for_gateway(
         return NOT_FOR_ME;
     };
     let config = network.config();
-    if packet.fragment != Fragment::Whole || !config.gateway_ips.contains(&packet.destination) {
+    if packet.fragment != Fragment::Whole || !config.answers_for(packet.destination) {
         return NOT_FOR_ME;
     }
     match (
@@ -124,9 +125,9 @@ pub fn answer_for_gateway(
     }
 }
 
-/// Whose an address is: the gateway's, an endpoint's, or, for a link-local address, that of the endpoint whose MAC it follows from.
+/// Whose an address is: the gateway's (which answers for services, too), an endpoint's, or, for a link-local address, that of the endpoint whose MAC it follows from.
 fn mac_of(network: &Network, ip: IpAddr) -> Option<MacAddr> {
-    if network.config().gateway_ips.contains(&ip) {
+    if network.config().answers_for(ip) {
         return Some(network.config().gateway_mac);
     }
     network.neighbor(ip).or_else(|| {
@@ -170,6 +171,7 @@ mod tests {
             mac: OWN,
             ips,
             mtu: 1450,
+            any_source: false,
         };
         let gateway_ips = vec!["10.0.9.1".parse().unwrap(), "fd00::1".parse().unwrap()];
         let mut writer = TableWriter::new();
@@ -178,6 +180,7 @@ mod tests {
                 vni,
                 mtu: 1450,
                 gateway_mac: GATEWAY,
+                service_ips: ["10.0.9.7", "fd00::7"].map(|ip| ip.parse().unwrap()).into(),
                 gateway_ips,
                 settings: WireSettings::default(),
             }),
@@ -225,7 +228,11 @@ mod tests {
     #[test]
     fn arp_is_answered_as_the_owner_would() {
         // Conformance V21.
-        for (target, mac) in [([10, 0, 9, 3], OTHER), ([10, 0, 9, 1], GATEWAY)] {
+        for (target, mac) in [
+            ([10, 0, 9, 3], OTHER),
+            ([10, 0, 9, 1], GATEWAY),
+            ([10, 0, 9, 7], GATEWAY),
+        ] {
             let (outcome, out) = ask(&arp([10, 0, 9, 2], target), answer);
             assert_eq!(outcome, Outcome::Answered);
             let frame = Frame::parse(&out).unwrap();
@@ -281,6 +288,7 @@ mod tests {
         for (target, mac) in [
             ("fd00::3", OTHER),
             ("fd00::1", GATEWAY),
+            ("fd00::7", GATEWAY),
             ("fe80::ff:fe00:2", OTHER),
         ] {
             let frame = solicitation(ip6("fd00::2"), OWN, ip6(target), Some(OWN));
@@ -380,18 +388,28 @@ mod tests {
         assert!(icmp.is_checksum_valid(ip6("fd00::1").octets(), ip6("fd00::2").octets()));
     }
 
+    fn echo(to: [u8; 4]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let builder = PacketBuilder::ethernet2(OWN.octets(), GATEWAY.octets());
+        builder
+            .ipv4([10, 0, 9, 2], to, 64)
+            .icmpv4_echo_request(7, 9)
+            .write(&mut bytes, b"x")
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_services_address_answers_echo_as_itself() {
+        let (outcome, out) = ask(&echo([10, 0, 9, 7]), answer_for_gateway);
+        assert_eq!(outcome, Outcome::Answered);
+        let frame = Frame::parse(&out).unwrap();
+        assert_eq!((frame.destination(), frame.source()), (OWN, GATEWAY));
+        assert_eq!(&out[26..34], [10, 0, 9, 7, 10, 0, 9, 2]);
+    }
+
     #[test]
     fn the_gateway_takes_nothing_else() {
-        let echo = |to: [u8; 4]| {
-            let mut bytes = Vec::new();
-            let builder = PacketBuilder::ethernet2(OWN.octets(), GATEWAY.octets());
-            builder
-                .ipv4([10, 0, 9, 2], to, 64)
-                .icmpv4_echo_request(7, 9)
-                .write(&mut bytes, b"x")
-                .unwrap();
-            bytes
-        };
         assert_eq!(
             ask(&echo([10, 0, 9, 3]), answer_for_gateway).0,
             Outcome::Dropped(DropReason::ToGateway)

@@ -50,6 +50,7 @@ fn host(index: usize) -> Host {
             mac: mac(number),
             ips: vec![IpAddr::from([10, 0, 9, number])],
             mtu: 1450,
+            any_source: false,
         })
     };
     let mut changes = vec![
@@ -57,6 +58,7 @@ fn host(index: usize) -> Host {
             vni: vni(),
             mtu: 1450,
             gateway_mac: mac(0xfe),
+            service_ips: Default::default(),
             gateway_ips: vec![IpAddr::from([10, 0, 9, 254])],
             settings: WireSettings::default(),
         }),

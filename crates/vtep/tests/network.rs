@@ -65,6 +65,7 @@ fn port(number: u8) -> Port {
         mac: mac(number),
         ips: vec![ip(number)],
         mtu: MTU,
+        any_source: false,
     }
 }
 
@@ -82,6 +83,7 @@ impl Cluster {
                 vni: vni(VNI),
                 mtu: MTU,
                 gateway_mac: mac(0xfe),
+                service_ips: Default::default(),
                 gateway_ips: vec![IpAddr::from([10, 0, 9, 1])],
                 settings: WireSettings::default(),
             };

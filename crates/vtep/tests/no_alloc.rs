@@ -167,12 +167,14 @@ fn a_warm_worker_allocates_nothing() {
         mac,
         ips: vec![IpAddr::from([10, 0, 9, ip])],
         mtu: 1450,
+        any_source: false,
     };
     let mut changes = vec![
         Change::SetNetwork(NetworkConfig {
             vni,
             mtu: 1450,
             gateway_mac: GATEWAY,
+            service_ips: Default::default(),
             gateway_ips,
             settings: WireSettings::default(),
         }),

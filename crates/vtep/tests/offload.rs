@@ -67,6 +67,7 @@ impl Cluster {
                     vni: vni(),
                     mtu: MTU,
                     gateway_mac: mac(0xfe),
+                    service_ips: Default::default(),
                     gateway_ips: vec![IpAddr::from([10, 0, 9, 254])],
                     settings: WireSettings::default(),
                 }),
@@ -88,6 +89,7 @@ impl Cluster {
                     mac: mac(number),
                     ips: ips(number),
                     mtu: MTU,
+                    any_source: false,
                 })
             }));
             let mut writer = TableWriter::new();

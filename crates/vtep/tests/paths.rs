@@ -70,6 +70,7 @@ impl Pair {
                     vni,
                     mtu,
                     gateway_mac: mac(0xfe),
+                    service_ips: Default::default(),
                     gateway_ips: Vec::new(),
                     settings: WireSettings::default(),
                 }),
@@ -79,6 +80,7 @@ impl Pair {
                     mac: mac(number),
                     ips: ips(number).to_vec(),
                     mtu,
+                    any_source: false,
                 }),
                 Change::SetMember {
                     vni,

@@ -89,6 +89,7 @@ fn writer() -> TableWriter {
         vni: vni(),
         mtu: 1450,
         gateway_mac: MacAddr::new([2; 6]),
+        service_ips: Default::default(),
         gateway_ips: Vec::new(),
         settings: WireSettings::default(),
     })]);

@@ -21,6 +21,7 @@ pub(super) fn network_config(network: &Network) -> NetworkConfig {
         vni: network.vni,
         mtu: network.mtu,
         gateway_mac: network.gateway_mac,
+        service_ips: Default::default(),
         gateway_ips: network
             .subnets
             .iter()

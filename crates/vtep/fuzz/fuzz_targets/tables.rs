@@ -30,6 +30,7 @@ pub fn tables() -> Arc<Tables> {
                 vni,
                 mtu: 1450,
                 gateway_mac: mac(0xfe),
+                service_ips: Default::default(),
                 gateway_ips: ips(1),
                 settings: WireSettings {
                     flood,
@@ -43,6 +44,7 @@ pub fn tables() -> Arc<Tables> {
                 mac: mac(1),
                 ips: ips(2),
                 mtu: 1450,
+                any_source: false,
             }),
             Change::SetMember {
                 vni,

@@ -258,6 +258,7 @@ impl UserspaceDatapath {
             mac: spec.mac,
             ips: spec.ips.clone(),
             mtu: spec.mtu,
+            any_source: spec.any_source,
         };
         self.apply(&[Change::AddPort(port)]);
         Ok(())

@@ -57,6 +57,7 @@ fn tables_with(more: impl IntoIterator<Item = Change>) -> Arc<Tables> {
             vni,
             mtu: 1450,
             gateway_mac: GATEWAY,
+            service_ips: Default::default(),
             gateway_ips,
             settings: WireSettings {
                 flood,
@@ -114,6 +115,7 @@ fn tables_with(more: impl IntoIterator<Item = Change>) -> Arc<Tables> {
             mac,
             ips,
             mtu: 1450,
+            any_source: false,
         }));
     }
     changes.extend(more);

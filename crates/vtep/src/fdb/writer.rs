@@ -234,6 +234,7 @@ mod tests {
             vni,
             mtu: 1450,
             gateway_mac: MacAddr::new([2; 6]),
+            service_ips: Default::default(),
             gateway_ips: Vec::new(),
             settings: WireSettings::default(),
         }
@@ -254,6 +255,7 @@ mod tests {
             mac: mac(number),
             ips: vec![ip(number)],
             mtu: 1450,
+            any_source: false,
         }
     }
 

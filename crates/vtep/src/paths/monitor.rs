@@ -149,6 +149,7 @@ mod tests {
                 vni,
                 mtu: 1450,
                 gateway_mac: MacAddr::new([2, 0, 0, 0, 0, 0xfe]),
+                service_ips: Default::default(),
                 gateway_ips: Vec::new(),
                 settings: WireSettings::default(),
             }),
@@ -158,6 +159,7 @@ mod tests {
                 mac: HERE,
                 ips: Vec::new(),
                 mtu: 1450,
+                any_source: false,
             }),
         ];
         for (mac, remote) in [(THERE, remote(2)), (ELSEWHERE, remote(3))] {

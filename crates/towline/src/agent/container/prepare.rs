@@ -299,6 +299,7 @@ pub(crate) fn port_spec(netns: &Netns, record: &EndpointRecord) -> PortSpec {
         mac: record.mac,
         ips: record.ips.clone(),
         mtu: record.mtu,
+        any_source: false,
         backend: record.backend,
     }
 }
