@@ -209,6 +209,8 @@ impl Bare {
             container: name.to_owned(),
             ips: vec![ip],
             mac: None,
+            service: None,
+            weight: None,
         };
         let Ok(Response::Endpoint(endpoint)) = ask(&self.control, &allocate) else {
             panic!("{name} does not get {ip}")

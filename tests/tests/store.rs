@@ -37,6 +37,8 @@ fn change(agent: &AgentHandle, prefix: &str, changes: &AtomicUsize, acknowledged
             container: container.clone(),
             ips: Vec::new(),
             mac: None,
+            service: None,
+            weight: None,
         };
         let endpoint = match ask(agent, &allocate) {
             Ok(Response::Endpoint(endpoint)) => endpoint,

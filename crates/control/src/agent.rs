@@ -10,6 +10,7 @@ mod calls;
 mod hosts;
 mod own;
 mod restore;
+pub(crate) mod services;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -73,6 +74,8 @@ pub struct Agent {
     /// The last edit of each of this host's allocations, as far as known.
     owner_seqs: HashMap<(Vni, Epoch), u32>,
     last_epoch: Epoch,
+    /// The network of published ports; `None`: not known.
+    ingress: Option<Option<Vni>>,
     /// The host of the last manager that took this one in.
     last_manager: Option<HostId>,
     calls: BTreeMap<u64, Call>,
@@ -133,6 +136,7 @@ impl Agent {
             endpoints: BTreeMap::new(),
             owner_seqs: HashMap::new(),
             last_epoch: Epoch::ZERO,
+            ingress: None,
             last_manager: None,
             calls: BTreeMap::new(),
             given_up: BTreeSet::new(),
@@ -197,6 +201,7 @@ impl Agent {
                     manager,
                     heartbeat,
                     last_epoch,
+                    ingress,
                     warnings,
                 },
                 &Link::Greeting {
@@ -214,11 +219,13 @@ impl Agent {
                     cluster,
                     manager,
                     address,
+                    ingress,
                     warnings,
                 };
                 self.last_epoch = self.last_epoch.max(last_epoch);
                 self.last_manager = Some(manager);
                 self.welcome(cluster, heartbeat, now);
+                self.learn_ingress(ingress);
             }
             (ToAgent::Reject { reason, removed }, _) => {
                 self.rejected = Some(reason.clone());
@@ -278,6 +285,19 @@ impl Agent {
                 self.last_epoch = self.last_epoch.max(network.epoch);
                 if let Some(stream) = self.streams.get_mut(&network.vni) {
                     stream.handle_network(network, &mut self.outputs);
+                }
+            }
+            ToAgent::Ingress(ingress) => self.learn_ingress(ingress),
+            ToAgent::Services {
+                vni,
+                full,
+                services,
+                removed,
+                last,
+            } => {
+                if let Some(stream) = self.streams.get_mut(&vni) {
+                    let (messages, outputs) = (&mut self.messages, &mut self.outputs);
+                    stream.handle_services(full, services, &removed, last, messages, outputs);
                 }
             }
             ToAgent::Rows(rows) => {

@@ -241,6 +241,7 @@ mod tests {
             owner_seq: 0,
             state,
             mac: mac(Epoch::new(1, *epoch), &[ip]),
+            member: None,
         };
         assert!(table.apply(row, &mut Vec::new()));
     }

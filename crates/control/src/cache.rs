@@ -43,6 +43,8 @@ pub(crate) fn is_kept(message: &ToAgent) -> bool {
         ToAgent::Welcome { .. }
         | ToAgent::Hosts { .. }
         | ToAgent::Network(_)
+        | ToAgent::Services { .. }
+        | ToAgent::Ingress(_)
         | ToAgent::Rows(_)
         | ToAgent::RowLost { .. }
         | ToAgent::Lease { .. } => true,
@@ -277,6 +279,7 @@ mod tests {
             manager: HostId::from_bytes([1; 16]),
             heartbeat: Duration::from_millis(500),
             last_epoch: Epoch::new(1, 7),
+            ingress: None,
             warnings: Vec::new(),
         }
     }

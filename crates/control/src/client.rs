@@ -263,6 +263,26 @@ impl AgentHandle {
         self.shared.wake.notify_one();
     }
 
+    /// Answers [`Event::Reached`]: what was told up to there is in force on this host.
+    pub fn applied(&self, vni: Vni, generation: u16, revision: u64) {
+        let mut core = self.shared.core();
+        core.agent.applied(vni, generation, revision);
+        drop(core);
+        self.shared.wake.notify_one();
+    }
+
+    /// Asks which hosts do not yet act on the last that was [published](Self::publish) of this host's endpoint, by name. Waits up to
+    /// a second for all to do so.
+    pub fn confirmed(&self, vni: Vni, epoch: Epoch) -> Result<Vec<String>, RequestError> {
+        let request = self.shared.core().agent.confirmation(vni, epoch);
+        match self.request(request)? {
+            Response::Confirmed { waiting } => Ok(waiting),
+            other => Err(RequestError::Refused(format!(
+                "the manager's answer is not understood: {other:?}"
+            ))),
+        }
+    }
+
     /// This host receives VXLAN on another UDP port from now on: every later connection says so. [`Request::TellPort`] says so now.
     pub fn set_port(&self, port: u16) {
         self.shared.core().agent.set_port(port);

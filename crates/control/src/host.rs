@@ -14,6 +14,9 @@ use sha2::Digest as _;
 pub struct HostId([u8; 16]);
 
 impl HostId {
+    /// No host at all: the owner of what is a service's.
+    pub const NOBODY: Self = Self([0; 16]);
+
     /// A new identity from the kernel's random numbers.
     #[must_use]
     pub fn random() -> Self {

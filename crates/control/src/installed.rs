@@ -228,6 +228,7 @@ mod tests {
                     owner_seq: 0,
                     state: if n == 3 { State::Down } else { State::Up },
                     mac: MacAddr::new([2, 0, 0, 0, 0, n]),
+                    member: None,
                 },
                 &mut Vec::new(),
             );

@@ -36,6 +36,7 @@ pub mod pki;
 pub mod request;
 pub mod row;
 mod server;
+pub mod service;
 pub mod store;
 pub mod subnet;
 pub mod table;
@@ -54,12 +55,17 @@ pub use manager::Lasts;
 pub use network::{Addressing, Endpoint, MacMode, Network, NetworkSpec, is_valid_name, quote};
 pub use pki::{Authority, Identity, Role, WallClock};
 pub use request::{
-    ClusterInfo, ControlStatus, EndpointState, EndpointView, Event, Inspection, NetworkDetails,
-    Owned, Request, RequestError, Response, SubnetUsage, SubscriptionStatus,
+    ClusterInfo, ControlStatus, EndpointState, EndpointView, Event, Inspection, MemberView,
+    NetworkDetails, Owned, Request, RequestError, Response, ServiceDetails, SubnetUsage,
+    SubscriptionStatus,
 };
 pub use row::{Row, State};
 pub use server::{ManagerConfig, ManagerError, ManagerHandle, ManagerStatus, Prober};
+pub use service::{
+    Balance, EndpointMode, HealthCheck, HealthTest, Membership, Protocol, Publish, PublishMode,
+    PublishOn, Service, ServiceSpec,
+};
 pub use store::{MemoryStore, RedbStore, Store, StoreError};
 pub use subnet::{AddressPool, PoolError, Subnet, check_pools};
-pub use table::{MemberState, TableChange};
+pub use table::{Backend, MemberState, TableChange};
 pub use token::{Secret, Token, TokenError};

@@ -273,6 +273,7 @@ impl Manager {
                 }
             }
             ToManager::Lease { vni, held } => self.lease(connection, host, vni, &held, now),
+            ToManager::Offer { .. } | ToManager::Applied { .. } => {}
             ToManager::Publish {
                 endpoint,
                 owner_seq,

@@ -124,6 +124,7 @@ mod tests {
     use crate::installed::{Digest, Entry};
     use crate::request::Request;
     use crate::row::{Row, State};
+    use crate::service::{Membership, Service, ServiceSpec};
     use crate::token::Secret;
 
     fn rows(count: u8) -> Rows {
@@ -138,6 +139,11 @@ mod tests {
             owner_seq: u32::MAX - u32::from(n),
             state: [State::Up, State::Down, State::Free][usize::from(n % 3)],
             mac: MacAddr::new([2, n, 10, 0, 9, n]),
+            member: (n % 5 == 4).then_some(Membership {
+                service: Epoch::new(1, n.into()),
+                weight: u16::from(n),
+                serving: n.is_multiple_of(2),
+            }),
         };
         Rows {
             vni: Vni::MAX,
@@ -148,6 +154,18 @@ mod tests {
             last: true,
             settled: true,
             rows: (0..count).map(row).collect(),
+        }
+    }
+
+    fn service() -> Service {
+        Service {
+            id: "s".repeat(25),
+            epoch: Epoch::new(1, 2),
+            version: Epoch::new(1, 3),
+            vni: Vni::MAX,
+            spec: ServiceSpec::named("web", "blue"),
+            vips: vec![[10, 0, 9, 9].into()],
+            created: 1,
         }
     }
 
@@ -166,6 +184,7 @@ mod tests {
             mac: MacAddr::new([2, 1, 10, 0, 9, 2]),
             ips: vec![[10, 0, 9, 2].into()],
             epoch: Epoch::new(1, 2),
+            member: rows(5).rows[4].member,
         };
         let vni = Vni::MAX;
         vec![
@@ -224,6 +243,15 @@ mod tests {
                     epoch: Epoch::new(1, 2),
                 },
             },
+            ToManager::Offer {
+                vni,
+                services: vec![service()],
+            },
+            ToManager::Applied {
+                vni,
+                generation: 1,
+                revision: 5,
+            },
             ToManager::Lease {
                 vni,
                 held: vec![Epoch::new(1, 2), Epoch::new(u16::MAX, 3)],
@@ -247,6 +275,7 @@ mod tests {
                 manager,
                 heartbeat: Duration::from_millis(500),
                 last_epoch: Epoch::new(2, 7),
+                ingress: Some(Vni::MAX),
                 warnings: vec!["mind the MTU".to_owned()],
             },
             ToAgent::Reject {
@@ -265,6 +294,14 @@ mod tests {
                 last: true,
             },
             ToAgent::NetworkRemoved { vni: Vni::MAX },
+            ToAgent::Ingress(None),
+            ToAgent::Services {
+                vni: Vni::MAX,
+                full: true,
+                services: vec![service()],
+                removed: vec![Epoch::new(1, 2)],
+                last: true,
+            },
             ToAgent::Rows(rows(20)),
             ToAgent::RowLost {
                 vni: Vni::MAX,
@@ -311,8 +348,14 @@ mod tests {
 
     #[test]
     fn a_row_costs_less_than_64_bytes() {
-        let more = ToAgent::Rows(rows(101)).encode().len() - ToAgent::Rows(rows(1)).encode().len();
-        assert!(more < 6400, "{more}");
+        let size = |mut rows: Rows, member| {
+            rows.rows.iter_mut().for_each(|row| row.member = member);
+            ToAgent::Rows(rows).encode().len()
+        };
+        let more = |member| size(rows(101), member) - size(rows(1), member);
+        assert!(more(None) < 6400, "{}", more(None));
+        let member = rows(5).rows[4].member;
+        assert!(more(member) < 8000, "a member costs 16 more");
     }
 
     #[test]

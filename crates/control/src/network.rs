@@ -10,6 +10,7 @@ use vtep::settings::WireSettings;
 use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
+use crate::service::Membership;
 use crate::subnet::Subnet;
 
 /// What a user asks of a new network.
@@ -35,6 +36,9 @@ pub struct NetworkSpec {
     /// How addresses are given.
     #[serde(default)]
     pub addressing: Addressing,
+    /// Whether it carries published ports between hosts: one network of a cluster does.
+    #[serde(default)]
+    pub ingress: bool,
     /// Its VNI; `None`: the next free one from 4096.
     pub vni: Option<Vni>,
     /// Its MTU in bytes; `None`: the smallest link MTU of all hosts less the overhead.
@@ -60,6 +64,7 @@ impl NetworkSpec {
             aux_addresses: Vec::new(),
             ipv6: false,
             addressing: Addressing::default(),
+            ingress: false,
             vni: None,
             mtu: None,
             settings: WireSettings::default(),
@@ -126,6 +131,9 @@ pub struct Network {
     /// How addresses are given.
     #[serde(default)]
     pub addressing: Addressing,
+    /// Whether it carries published ports between hosts.
+    #[serde(default)]
+    pub ingress: bool,
     /// Labels of the user.
     pub labels: BTreeMap<String, String>,
     /// Driver options.
@@ -149,6 +157,9 @@ pub struct Endpoint {
     pub ips: Vec<IpAddr>,
     /// Which allocation this is; all its addresses share it.
     pub epoch: Epoch,
+    /// Which service it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<Membership>,
 }
 
 /// The longest name of a network, container or host.

@@ -15,6 +15,7 @@ use crate::manager::Lasts;
 use crate::network::{Endpoint, Network, NetworkSpec};
 use crate::pki::{Identity, Role};
 use crate::row::State;
+use crate::service::{Membership, Service, ServiceSpec};
 use crate::table::TableChange;
 use crate::token::{Secret, SecretText};
 
@@ -51,6 +52,40 @@ pub enum Request {
         ips: Vec<IpAddr>,
         /// The MAC address wanted.
         mac: Option<MacAddr>,
+        /// The service that it is to be a member of, by name, id or unique start of an id: on this network, or on the ingress
+        /// network if the service has ports there. It does not serve until its owner says so.
+        #[serde(default)]
+        service: Option<String>,
+        /// Its weight in that service; `None`: 1.
+        #[serde(default)]
+        weight: Option<u16>,
+    },
+    /// Make a service. Answer: [`Response::Service`].
+    CreateService(ServiceSpec),
+    /// Make a service be like this. Its name, network, mode and virtual addresses stay. Answer: [`Response::Service`].
+    UpdateService {
+        /// The version that the new specification was made of: another in between is not overwritten.
+        version: Epoch,
+        /// Its name, id or unique start of an id.
+        service: String,
+        /// What it is to be, in full.
+        spec: ServiceSpec,
+    },
+    /// Remove a service, by name, id or unique start of an id. Its members run on. Answer: [`Response::Service`].
+    RemoveService(String),
+    /// All services with their members, by name. Answer: [`Response::Services`].
+    Services,
+    /// One service with its members. Answer: [`Response::ServiceDetails`].
+    Service(String),
+    /// Which hosts do not yet act on this edit of the asking host's endpoint. Answered as soon as all do, with who does not after a
+    /// second: [`Response::Confirmed`]. [`AgentHandle::confirmed`](crate::AgentHandle::confirmed) knows the edit.
+    Confirmed {
+        /// The network.
+        vni: Vni,
+        /// The endpoint's epoch.
+        epoch: Epoch,
+        /// The edit.
+        owner_seq: u32,
     },
     /// Give an endpoint's addresses back; an unknown endpoint is fine. Answer: [`Response::Done`].
     Free {
@@ -136,6 +171,17 @@ pub enum Response {
     Details(NetworkDetails),
     /// An endpoint.
     Endpoint(Endpoint),
+    /// A service, made, changed or removed.
+    Service(Box<Service>),
+    /// All services.
+    Services(Vec<ServiceDetails>),
+    /// One service with its members.
+    ServiceDetails(Box<ServiceDetails>),
+    /// Who does not act on an edit yet.
+    Confirmed {
+        /// Names of hosts.
+        waiting: Vec<String>,
+    },
     /// All hosts.
     Hosts(Vec<HostView>),
     /// A join token's secret.
@@ -198,6 +244,37 @@ pub struct EndpointView {
     pub host_id: HostId,
     /// What it is.
     pub state: State,
+}
+
+/// A service with its members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDetails {
+    /// The service.
+    #[serde(flatten)]
+    pub service: Service,
+    /// Its members, by container name.
+    pub members: Vec<MemberView>,
+}
+
+/// A member as `service ps` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// The container.
+    pub container: String,
+    /// The name of the host that has it.
+    pub host: String,
+    /// That host's id.
+    pub host_id: HostId,
+    /// Its addresses on the service's network.
+    pub ips: Vec<IpAddr>,
+    /// Its addresses on the ingress network.
+    pub ingress: Vec<IpAddr>,
+    /// What its endpoint on the service's network is.
+    pub state: State,
+    /// Its part, as its owner says.
+    pub member: Membership,
+    /// Its host is masked: it gets no new connections.
+    pub masked: bool,
 }
 
 /// Why a request was not answered.
@@ -282,6 +359,25 @@ pub enum Event {
         /// What to apply, in order.
         changes: Vec<TableChange>,
     },
+    /// All services of a subscribed network, after any change of one of them; the table's changes that follow are newer.
+    Services {
+        /// The network.
+        vni: Vni,
+        /// Its services.
+        services: Vec<Service>,
+    },
+    /// The network of published ports, once known and after a change; `None`: there is none.
+    Ingress(Option<Vni>),
+    /// The news before this one hold all up to this place, where a member of a service has changed or the stream begins anew: to be
+    /// answered with [`AgentHandle::applied`](crate::AgentHandle::applied) once they are in force.
+    Reached {
+        /// The network.
+        vni: Vni,
+        /// The life of the manager's store in which revisions count.
+        generation: u16,
+        /// Up to this one.
+        revision: u64,
+    },
     /// This host has a new certificate for a new key, to be kept for the next start.
     IdentityRenewed(Arc<Identity>),
     /// The manager asks what the datapath holds: to be answered with `AgentHandle::report`, after all events before this one.
@@ -315,6 +411,9 @@ pub struct ClusterInfo {
     pub manager: HostId,
     /// The address it was reached at.
     pub address: SocketAddr,
+    /// The network of published ports.
+    #[serde(default)]
+    pub ingress: Option<Vni>,
     /// Networks whose MTU does not fit this host's link, as lines for people.
     pub warnings: Vec<String>,
 }

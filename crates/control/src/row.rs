@@ -7,6 +7,7 @@ use vtep::MacAddr;
 
 use crate::epoch::Epoch;
 use crate::host::HostId;
+use crate::service::Membership;
 
 /// What stands behind an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub struct Row {
     pub state: State,
     /// The endpoint's MAC address.
     pub mac: MacAddr,
+    /// Which service the endpoint is a member of, by its owner's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<Membership>,
 }
 
 impl Row {
@@ -60,6 +64,7 @@ mod tests {
             owner_seq,
             state: State::Up,
             mac: MacAddr::new([2, 0, 10, 0, 9, 2]),
+            member: None,
         }
     }
 

@@ -4,7 +4,7 @@
 //! members follows from who owns one. Merging is commutative and idempotent: after the same rows in any order, any number of
 //! times, the table is the same. Rows leave only when a whole network goes or a manager's store was replaced.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use vtep::MacAddr;
@@ -12,6 +12,7 @@ use vtep::MacAddr;
 use crate::epoch::Epoch;
 use crate::host::HostId;
 use crate::row::{Row, State};
+use crate::service::Membership;
 
 /// How a host takes part in a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +23,19 @@ pub enum MemberState {
     Masked,
     /// It has endpoints.
     Up,
+}
+
+/// An endpoint that is up and a member of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Backend {
+    /// The service's epoch.
+    pub service: Epoch,
+    /// The host that has it.
+    pub host: HostId,
+    /// Its weight.
+    pub weight: u16,
+    /// New connections may go there: its owner says so, and its host is not masked.
+    pub serving: bool,
 }
 
 /// One step that brings a datapath in line with the table.
@@ -48,6 +62,13 @@ pub enum TableChange {
         /// How.
         state: MemberState,
     },
+    /// Which service an address is a member of; `None`: of none any more, and its connections are at an end.
+    Backend {
+        /// The address.
+        ip: IpAddr,
+        /// The member.
+        backend: Option<Backend>,
+    },
 }
 
 /// The rows of one network and what follows from them.
@@ -58,6 +79,8 @@ pub struct Table {
     by_mac: HashMap<MacAddr, Vec<IpAddr>>,
     /// How many rows of each host are up; no entry for none.
     up_rows: HashMap<HostId, usize>,
+    /// Addresses of each host's rows that are members of a service and up; no entry for none.
+    backends: HashMap<HostId, BTreeSet<IpAddr>>,
     masked: HashSet<HostId>,
 }
 
@@ -103,6 +126,14 @@ impl Table {
                 host,
                 state: self.member(host),
             });
+            let ips = self.backends.get(&host).into_iter().flatten();
+            // What does not serve anyway has not changed.
+            let news = ips.filter_map(|&ip| {
+                let backend = self.backend(ip);
+                let serves = self.rows.get(&ip)?.member?.serving;
+                serves.then_some(TableChange::Backend { ip, backend })
+            });
+            changes.extend(news);
         }
     }
 
@@ -147,6 +178,19 @@ impl Table {
             .map(|row| row.owner)
     }
 
+    /// What an address is to services.
+    #[must_use]
+    pub fn backend(&self, ip: IpAddr) -> Option<Backend> {
+        let row = self.rows.get(&ip)?;
+        let member = membership(row)?;
+        Some(Backend {
+            service: member.service,
+            host: row.owner,
+            weight: member.weight,
+            serving: member.serving && !self.masked.contains(&row.owner),
+        })
+    }
+
     /// How a host takes part.
     #[must_use]
     pub fn member(&self, host: HostId) -> MemberState {
@@ -184,7 +228,16 @@ impl Table {
             ip: row.ip,
             mac: Some(row.mac),
         });
-        members.chain(macs).chain(neighbors).collect()
+        let backends = self.backends.values().flatten();
+        let backends = backends.map(|&ip| TableChange::Backend {
+            ip,
+            backend: self.backend(ip),
+        });
+        members
+            .chain(macs)
+            .chain(neighbors)
+            .chain(backends)
+            .collect()
     }
 
     /// Puts `row` (or nothing) in an address's place and tells what followed.
@@ -206,6 +259,7 @@ impl Table {
         let hosts_before: Vec<_> = hosts.iter().map(|&host| self.member(host)).collect();
         let neighbor_before = neighbor(old.as_ref());
         let neighbor_after = neighbor(row.as_ref());
+        let backend_before = self.backend(ip);
 
         if let Some(old) = &old {
             self.unindex(old);
@@ -238,6 +292,10 @@ impl Table {
                 mac: neighbor_after,
             });
         }
+        let backend = self.backend(ip);
+        if backend != backend_before {
+            news.push(TableChange::Backend { ip, backend });
+        }
         // What goes is undone in the opposite order of what comes.
         if neighbor_after.is_none() {
             news.reverse();
@@ -248,6 +306,9 @@ impl Table {
     fn index(&mut self, row: &Row) {
         if row.state == State::Up {
             *self.up_rows.entry(row.owner).or_default() += 1;
+        }
+        if membership(row).is_some() {
+            self.backends.entry(row.owner).or_default().insert(row.ip);
         }
         if row.state != State::Free {
             self.by_mac.entry(row.mac).or_default().push(row.ip);
@@ -261,6 +322,14 @@ impl Table {
             *count -= 1;
             if *count == 0 {
                 self.up_rows.remove(&row.owner);
+            }
+        }
+        if membership(row).is_some()
+            && let Some(ips) = self.backends.get_mut(&row.owner)
+        {
+            ips.remove(&row.ip);
+            if ips.is_empty() {
+                self.backends.remove(&row.owner);
             }
         }
         if row.state != State::Free
@@ -284,6 +353,11 @@ fn neighbor(row: Option<&Row>) -> Option<MacAddr> {
     row.filter(|row| row.state == State::Up).map(|row| row.mac)
 }
 
+/// The membership of a row that counts.
+fn membership(row: &Row) -> Option<Membership> {
+    row.member.filter(|_| row.state == State::Up)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -304,6 +378,7 @@ mod tests {
             owner_seq,
             state,
             mac: MacAddr::new([2, 0, 0, 0, 0, mac]),
+            member: None,
         }
     }
 
@@ -399,6 +474,7 @@ mod tests {
         neighbors: BTreeMap<IpAddr, MacAddr>,
         macs: BTreeMap<[u8; 6], HostId>,
         members: BTreeMap<HostId, bool>,
+        backends: BTreeMap<IpAddr, Backend>,
     }
 
     impl Followed {
@@ -415,6 +491,7 @@ mod tests {
                             (state != MemberState::Absent).then_some(up),
                         );
                     }
+                    TableChange::Backend { ip, backend } => set(&mut self.backends, ip, backend),
                 }
             }
         }
@@ -432,7 +509,12 @@ mod tests {
         fn any_row()(ip in 2..6u8, epoch in 1..12u64, seq in 0..3u32) -> Row {
             let owner = u8::try_from(epoch % 3).unwrap();
             let state = [State::Up, State::Down, State::Free][usize::try_from((epoch + u64::from(seq)) % 3).unwrap()];
-            row(ip, epoch, owner, seq, state, ip % 3)
+            let member = epoch.is_multiple_of(2).then(|| Membership {
+                service: Epoch::new(1, epoch % 4),
+                weight: u16::from(ip),
+                serving: seq > 0,
+            });
+            Row { member, ..row(ip, epoch, owner, seq, state, ip % 3) }
         }
     }
 

@@ -10,7 +10,7 @@ use vtep::MacAddr;
 use crate::cache;
 use crate::host::{HostId, HostInfo};
 use crate::message::ToAgent;
-use crate::table::{MemberState, Table, TableChange};
+use crate::table::{Backend, MemberState, Table, TableChange};
 
 /// An ordinary host `hN` as it joins: with VXLAN's own port, Ethernet's MTU, for the first time.
 #[must_use]
@@ -34,6 +34,8 @@ pub struct Installed {
     pub macs: BTreeMap<MacAddr, HostId>,
     /// Hosts that take part, and whether floods go to them.
     pub members: BTreeMap<HostId, bool>,
+    /// Members of services.
+    pub backends: BTreeMap<IpAddr, Backend>,
 }
 
 impl Installed {
@@ -72,6 +74,15 @@ impl Installed {
                 }
                 TableChange::Member { host, state } => {
                     self.members.insert(host, state == MemberState::Up);
+                }
+                TableChange::Backend {
+                    ip,
+                    backend: Some(backend),
+                } => {
+                    self.backends.insert(ip, backend);
+                }
+                TableChange::Backend { ip, backend: None } => {
+                    self.backends.remove(&ip);
                 }
             }
         }

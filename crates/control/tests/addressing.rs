@@ -127,6 +127,8 @@ impl Bench {
             container: container.to_owned(),
             ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             mac,
+            service: None,
+            weight: None,
         };
         match self.ask(host, request)? {
             Response::Endpoint(endpoint) => {

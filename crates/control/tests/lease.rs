@@ -248,6 +248,8 @@ impl World {
                 container: name.to_owned(),
                 ips: ip.iter().map(|ip| ip.parse().unwrap()).collect(),
                 mac: None,
+                service: None,
+                weight: None,
             },
         );
         match answer {

@@ -118,6 +118,8 @@ fn allocate(agent: &AgentHandle, container: &str) -> Endpoint {
             container,
             ips: Vec::new(),
             mac: None,
+            service: None,
+            weight: None,
         })
         .unwrap()
     {
@@ -382,6 +384,8 @@ fn bad_wishes_are_refused_and_change_nothing() {
             .map(|ip| ip.parse().unwrap())
             .collect(),
         mac: mac.map(|mac| mac.parse().unwrap()),
+        service: None,
+        weight: None,
     };
     let held = mine.mac.to_string();
     for (wish, said) in [

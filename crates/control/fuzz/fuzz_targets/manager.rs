@@ -76,6 +76,8 @@ impl Bench {
                     container: "a".to_owned(),
                     ips: Vec::new(),
                     mac: None,
+                    service: None,
+                    weight: None,
                 },
             ),
             (
@@ -85,6 +87,8 @@ impl Bench {
                     container: "b".to_owned(),
                     ips: Vec::new(),
                     mac: None,
+                    service: None,
+                    weight: None,
                 },
             ),
         ] {

@@ -7,7 +7,7 @@ use control::events::From as Since;
 use control::installed::{Digest, Entry};
 use control::message::{OwnedEndpoint, Rows, ToAgent, ToManager};
 use control::{
-    Endpoint, EndpointState, Epoch, HostId, HostInfo, HostView, Lasts, Leased, Network,
+    Endpoint, EndpointState, Epoch, HostId, HostInfo, HostView, Lasts, Leased, Membership, Network,
     NetworkSpec, Request, Role, Row, Secret, State, Subnet,
 };
 use vtep::{MacAddr, Vni};
@@ -116,6 +116,7 @@ impl<'a> Input<'a> {
             mac: self.mac(),
             ips: self.many(Self::ip),
             epoch: self.epoch(),
+            member: self.member(),
         }
     }
 
@@ -138,6 +139,7 @@ impl<'a> Input<'a> {
             mtu: 1450,
             settings: Default::default(),
             addressing: Default::default(),
+            ingress: self.below(8) == 0,
             labels: Default::default(),
             options: Default::default(),
             created: 0,
@@ -221,6 +223,8 @@ impl<'a> Input<'a> {
                 container: self.name(),
                 ips: self.many(Self::ip),
                 mac: (self.below(4) == 0).then(|| self.mac()),
+                service: (self.below(4) == 0).then(|| self.name()),
+                weight: (self.below(4) == 0).then(|| u16::from(self.byte()) * 2),
             },
         }
     }
@@ -312,7 +316,16 @@ impl<'a> Input<'a> {
             owner_seq: u32::from(self.below(3)),
             state: [State::Up, State::Down, State::Free][usize::from(self.below(3))],
             mac: self.mac(),
+            member: self.member(),
         }
+    }
+
+    fn member(&mut self) -> Option<Membership> {
+        (self.below(4) == 0).then(|| Membership {
+            service: self.epoch(),
+            weight: u16::from(self.byte()) * 2,
+            serving: self.below(2) == 0,
+        })
     }
 
     /// What a manager may say.
@@ -323,6 +336,7 @@ impl<'a> Input<'a> {
                 manager: self.host_id(),
                 heartbeat: Duration::from_millis(u64::from(self.byte()) * 10),
                 last_epoch: self.epoch(),
+                ingress: (self.below(2) == 0).then(|| self.vni()),
                 warnings: Vec::new(),
             },
             2 => ToAgent::Reject {

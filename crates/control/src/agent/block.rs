@@ -37,6 +37,7 @@ impl Agent {
             mac,
             ips,
             epoch,
+            member: None,
         };
         let block = stream.block.0.clone();
         Ok((endpoint, ToAgent::Lease { vni, block }))

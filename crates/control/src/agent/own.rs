@@ -48,8 +48,11 @@ impl Agent {
         for owned in &endpoints {
             let key = (owned.endpoint.vni, owned.endpoint.epoch);
             let seq = self.owner_seqs.entry(key).or_default();
-            let said = self.endpoints.get(&key).map(|(_, state)| *state);
-            if said == Some(owned.state) && *seq <= owned.owner_seq {
+            let said = self.endpoints.get(&key);
+            let same = said.is_some_and(|(endpoint, state)| {
+                (*state, endpoint.member) == (owned.state, owned.endpoint.member)
+            });
+            if same && *seq <= owned.owner_seq {
                 current.insert(key);
             }
             *seq = (*seq).max(owned.owner_seq);

@@ -21,8 +21,10 @@ impl Agent {
             ToAgent::Welcome {
                 manager,
                 last_epoch,
+                ingress,
                 ..
             } => {
+                self.learn_ingress(ingress);
                 self.last_manager = Some(manager);
                 self.last_epoch = self.last_epoch.max(last_epoch);
             }
@@ -41,6 +43,7 @@ impl Agent {
             manager,
             heartbeat: super::SILENCE,
             last_epoch: self.last_epoch,
+            ingress: self.ingress.flatten(),
             warnings: Vec::new(),
         }];
         let views: Vec<_> = self.hosts.values().cloned().collect();
@@ -100,6 +103,7 @@ mod tests {
             owner_seq: 1,
             state,
             mac: MacAddr::new([2, 0, 10, 0, 9, last]),
+            member: None,
         }
     }
 
@@ -140,6 +144,7 @@ mod tests {
                 manager: host(1).id,
                 heartbeat: Duration::from_millis(500),
                 last_epoch: Epoch::new(1, 90),
+                ingress: None,
                 warnings: Vec::new(),
             },
             ToAgent::Hosts {

@@ -1,12 +1,13 @@
 //! One subscribed network: its table, and where its stream of changes stands.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use vtep::{MacAddr, Vni};
 
 use super::block::Block;
+use super::services::Listing;
 use super::{Output, millis};
 use crate::epoch::Epoch;
 use crate::host::HostId;
@@ -14,6 +15,7 @@ use crate::message::{Rows, ToAgent, ToManager};
 use crate::network::Network;
 use crate::request::{Event, SubscriptionStatus};
 use crate::row::Row;
+use crate::service::Service;
 use crate::table::{Table, TableChange};
 
 /// How long to wait for the answer to one resynchronisation before asking for the next.
@@ -30,6 +32,13 @@ pub(super) struct Stream {
     /// What this host was leased ahead.
     pub(super) block: Block,
     network: Option<Network>,
+    /// The services on it.
+    pub(super) services: BTreeMap<Epoch, Service>,
+    pub(super) listing: Option<Listing>,
+    /// The program knows that there are services, or that there are none.
+    pub(super) services_told: bool,
+    /// A member of a service changed, or the connection did, since the program was last told how far the news go.
+    unmarked: bool,
     /// 0: nothing yet.
     generation: u16,
     revision: u64,
@@ -60,6 +69,10 @@ impl Stream {
             table: Table::default(),
             block: Block::default(),
             network: None,
+            services: BTreeMap::new(),
+            listing: None,
+            services_told: false,
+            unmarked: true,
             generation: 0,
             revision: 0,
             settled: false,
@@ -101,6 +114,9 @@ impl Stream {
     /// Adds the messages that make another stream know what this one knows.
     pub(super) fn snapshot(&self, messages: &mut Vec<ToAgent>) {
         messages.extend(self.network.clone().map(ToAgent::Network));
+        if self.services_told {
+            messages.extend(self.services_snapshot());
+        }
         if !self.block.0.is_empty() {
             messages.push(ToAgent::Lease {
                 vni: self.vni,
@@ -133,6 +149,8 @@ impl Stream {
     /// Parts of an unfinished message do not come any more.
     pub(super) fn disconnected(&mut self) {
         self.receiving = None;
+        self.listing = None;
+        self.unmarked = true;
         self.resync_asked = None;
         self.claimed = (self.generation, self.revision);
     }
@@ -149,6 +167,7 @@ impl Stream {
             self.table.retain(|_| false, &mut forgotten);
             (self.generation, self.revision, self.settled) = (0, 0, false);
             self.block = Block::default();
+            self.forget_services();
             self.receiving = None;
         }
         if self.network.as_ref() != Some(&network) {
@@ -178,6 +197,7 @@ impl Stream {
         self.claimed = self.claimed.max((rows.generation, rows.to));
         let place = self.place(&rows);
         let mut changes = Vec::new();
+        let mut complete = false;
         // Whether or not something before them is missing: a row is never wrong, at most older than what is known.
         for row in &rows.rows {
             self.table.apply(row.clone(), &mut changes);
@@ -190,12 +210,20 @@ impl Stream {
             }
             if rows.last {
                 self.complete(receiving, rows.settled, &mut changes);
+                complete = true;
             } else {
                 receiving.next_part += 1;
                 self.receiving = Some(receiving);
             }
         }
         self.tell(changes, outputs);
+        if complete && std::mem::take(&mut self.unmarked) {
+            outputs.push_back(Output::Event(Event::Reached {
+                vni: self.vni,
+                generation: self.generation,
+                revision: self.revision,
+            }));
+        }
     }
 
     /// Merges rows that came outside the order.
@@ -292,7 +320,9 @@ impl Stream {
         self.generation = done.generation;
     }
 
-    fn tell(&self, changes: Vec<TableChange>, outputs: &mut VecDeque<Output>) {
+    fn tell(&mut self, changes: Vec<TableChange>, outputs: &mut VecDeque<Output>) {
+        let of_member = |change: &TableChange| matches!(change, TableChange::Backend { .. });
+        self.unmarked |= changes.iter().any(of_member);
         if !changes.is_empty() {
             outputs.push_back(Output::Event(Event::Table {
                 vni: self.vni,

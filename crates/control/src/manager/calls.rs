@@ -70,13 +70,24 @@ impl Manager {
                 container,
                 ips,
                 mac,
+                service,
+                weight,
             } => {
                 self.recalled = false;
-                match self.allocate(&network, container, &ips, mac, host, now) {
+                let joining = service
+                    .as_deref()
+                    .map(|service| (service, weight.unwrap_or(1)));
+                match self.allocate(&network, container, &ips, mac, joining, host, now) {
                     Err(reason) if self.recalled => return self.hold(call, reason, now),
                     answer => answer,
                 }
             }
+            Request::CreateService(_)
+            | Request::UpdateService { .. }
+            | Request::RemoveService(_)
+            | Request::Services
+            | Request::Service(_)
+            | Request::Confirmed { .. } => Err("this manager has no services yet".to_owned()),
             Request::Free { vni, epoch } => self.free(vni, epoch, host, now),
             Request::Hosts => Ok(Response::Hosts(self.views(now))),
             Request::SetVxlanPort(port) => self.set_vxlan_port(port, now),

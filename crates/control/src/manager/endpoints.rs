@@ -50,10 +50,14 @@ impl Manager {
         container: String,
         ips: &[IpAddr],
         mac: Option<MacAddr>,
+        joining: Option<(&str, u16)>,
         host: HostId,
         now: Duration,
     ) -> Result<Response, String> {
         let vni = self.find_network(wanted)?;
+        if joining.is_some() {
+            return Err("this manager has no services yet".to_owned());
+        }
         if !is_valid_name(&container) {
             return Err(format!("invalid container name {}", quote(&container)));
         }
@@ -106,6 +110,7 @@ impl Manager {
             mac,
             ips: taken,
             epoch,
+            member: None,
         };
         self.put_rows(&endpoint, host, 0, RowState::Down, now);
         self.state.put_endpoint(Held {
@@ -178,7 +183,8 @@ impl Manager {
                 tracing::warn!(%sender, %owner, vni = vni.get(), %epoch, "refused news of another host's endpoint");
             }
             // The owner's word on the state counts; what the endpoint is, the manager knows.
-            Some((held, seq)) if owner_seq > seq => {
+            Some((mut held, seq)) if owner_seq > seq => {
+                held.endpoint.member = endpoint.member;
                 self.put_rows(&held.endpoint, host, owner_seq, state, now)
             }
             Some(_) => {}
@@ -280,8 +286,12 @@ impl Manager {
                     } else {
                         EndpointState::Down
                     };
+                    let endpoint = Endpoint {
+                        member: row.member,
+                        ..held.endpoint.clone()
+                    };
                     Some(OwnedEndpoint {
-                        endpoint: held.endpoint.clone(),
+                        endpoint,
                         owner_seq: row.owner_seq,
                         state,
                     })
@@ -314,6 +324,7 @@ impl Manager {
                 owner_seq,
                 state,
                 mac: endpoint.mac,
+                member: endpoint.member,
             };
             self.state.put_row(endpoint.vni, row, now);
         }

@@ -172,6 +172,7 @@ impl Manager {
                 manager: self.settings.host,
                 heartbeat: HEARTBEAT,
                 last_epoch: self.state.last(),
+                ingress: None,
                 warnings,
             },
         );

@@ -73,6 +73,7 @@ impl Manager {
             mtu,
             settings: spec.settings,
             addressing: spec.addressing,
+            ingress: spec.ingress,
             labels: spec.labels,
             options: spec.options,
             created: self.unix_seconds(now),

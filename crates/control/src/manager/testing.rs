@@ -67,6 +67,8 @@ impl Bench {
                 container: format!("c{n}"),
                 ips: Vec::new(),
                 mac: None,
+                service: None,
+                weight: None,
             };
             let Response::Endpoint(endpoint) = bench.call(n.into(), allocate) else {
                 panic!("no endpoint")

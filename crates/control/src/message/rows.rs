@@ -5,6 +5,7 @@ use vtep::Vni;
 use super::{MessageError, generation, host_id, ip, ip_to_wire, mac, vni, wire};
 use crate::epoch::Epoch;
 use crate::row::{Row, State};
+use crate::service::Membership;
 
 /// Every change after revision `from`, up to and including revision `to`, in one or more parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,11 @@ pub(super) fn row_to_wire(row: &Row) -> wire::Row {
             State::Free => 3,
         },
         mac: row.mac.octets().to_vec(),
+        member: row.member.map(|member| wire::Member {
+            service: member.service.get(),
+            weight: u32::from(member.weight),
+            serving: member.serving,
+        }),
     }
 }
 
@@ -87,5 +93,14 @@ pub(super) fn row_from_wire(row: wire::Row) -> Result<Row, MessageError> {
             _ => return Err(MessageError::Field("state")),
         },
         mac: mac(&row.mac)?,
+        member: row.member.map(member).transpose()?,
+    })
+}
+
+fn member(member: wire::Member) -> Result<Membership, MessageError> {
+    Ok(Membership {
+        service: Epoch::from_bits(member.service),
+        weight: u16::try_from(member.weight).map_err(|_| MessageError::Field("weight"))?,
+        serving: member.serving,
     })
 }

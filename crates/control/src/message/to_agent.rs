@@ -16,6 +16,7 @@ use crate::installed::Digest;
 use crate::lease::Leased;
 use crate::network::Network;
 use crate::row::Row;
+use crate::service::Service;
 
 /// From a manager to an agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +45,8 @@ pub enum ToAgent {
         heartbeat: Duration,
         /// The last epoch that the manager issued: what the agent saw before is dealt with.
         last_epoch: Epoch,
+        /// The network of published ports.
+        ingress: Option<Vni>,
         /// For people.
         warnings: Vec<String>,
     },
@@ -76,6 +79,21 @@ pub enum ToAgent {
     },
     /// A subscribed network is, or became, this.
     Network(Network),
+    /// The network of published ports came, or went.
+    Ingress(Option<Vni>),
+    /// Services on a subscribed network that came or changed, and that went, in parts. In order with its rows.
+    Services {
+        /// The network.
+        vni: Vni,
+        /// A service of it that is in none of the parts does not exist here: to be offered, if it is known.
+        full: bool,
+        /// Came or changed.
+        services: Vec<Service>,
+        /// Went.
+        removed: Vec<Epoch>,
+        /// No part follows.
+        last: bool,
+    },
     /// A subscribed network does not exist any more.
     NetworkRemoved {
         /// Which.
@@ -154,6 +172,7 @@ impl ToAgent {
                 manager,
                 heartbeat,
                 last_epoch,
+                ingress,
                 warnings,
             } => Kind::Welcome(wire::Welcome {
                 cluster: cluster.clone(),
@@ -161,6 +180,7 @@ impl ToAgent {
                 heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
                 warnings: warnings.clone(),
                 last_epoch: last_epoch.get(),
+                ingress: ingress.map(Vni::get),
             }),
             Self::Reject { reason, removed } => Kind::Reject(wire::Reject {
                 reason: reason.clone(),
@@ -187,6 +207,22 @@ impl ToAgent {
             }),
             Self::Network(network) => Kind::Network(wire::Json {
                 json: json(network),
+            }),
+            Self::Ingress(ingress) => Kind::Ingress(wire::Ingress {
+                vni: ingress.map(Vni::get),
+            }),
+            Self::Services {
+                vni,
+                full,
+                services,
+                removed,
+                last,
+            } => Kind::Services(wire::Services {
+                vni: vni.get(),
+                full: *full,
+                services: services.iter().map(json).collect(),
+                removed: removed.iter().map(|epoch| epoch.get()).collect(),
+                last: *last,
             }),
             Self::NetworkRemoved { vni } => Kind::NetworkRemoved(wire::Network { vni: vni.get() }),
             Self::Rows(rows) => Kind::Rows(rows.to_wire()),
@@ -242,6 +278,7 @@ impl ToAgent {
                     manager: host_id(&welcome.manager)?,
                     heartbeat: Duration::from_millis(u64::from(welcome.heartbeat_ms)),
                     last_epoch: Epoch::from_bits(welcome.last_epoch),
+                    ingress: welcome.ingress.map(vni).transpose()?,
                     warnings: welcome.warnings,
                 },
                 Kind::Reject(reject) => Self::Reject {
@@ -272,6 +309,18 @@ impl ToAgent {
                     last: owned.last,
                 },
                 Kind::Network(network) => Self::Network(parse("network", &network.json)?),
+                Kind::Ingress(ingress) => Self::Ingress(ingress.vni.map(vni).transpose()?),
+                Kind::Services(told) => Self::Services {
+                    vni: vni(told.vni)?,
+                    full: told.full,
+                    services: told
+                        .services
+                        .iter()
+                        .map(|service| parse("service", service))
+                        .collect::<Result<_, _>>()?,
+                    removed: told.removed.into_iter().map(Epoch::from_bits).collect(),
+                    last: told.last,
+                },
                 Kind::NetworkRemoved(network) => Self::NetworkRemoved {
                     vni: vni(network.vni)?,
                 },

@@ -12,6 +12,7 @@ use crate::host::{HostId, HostInfo};
 use crate::installed::Entry;
 use crate::network::{Endpoint, Network};
 use crate::request::{EndpointState, Request};
+use crate::service::Service;
 use crate::token::Secret;
 
 /// From an agent to its manager.
@@ -109,6 +110,22 @@ pub enum ToManager {
         /// The question.
         request: Request,
     },
+    /// Services that the sender knows and the manager's list lacks, or has in an older form: for a manager that lost them.
+    Offer {
+        /// The network.
+        vni: Vni,
+        /// The services, as the sender knows them.
+        services: Vec<Service>,
+    },
+    /// All news of a network up to this place are in force on the sender's host.
+    Applied {
+        /// The network.
+        vni: Vni,
+        /// The life of the manager's store in which revisions count.
+        generation: u16,
+        /// Up to this one.
+        revision: u64,
+    },
     /// Of this network's block, the sender has these addresses still, unused; what else it used is published.
     Lease {
         /// The network.
@@ -200,6 +217,19 @@ impl ToManager {
                 id: *id,
                 request: json(request),
             }),
+            Self::Offer { vni, services } => Kind::Offer(wire::Offer {
+                vni: vni.get(),
+                services: services.iter().map(json).collect(),
+            }),
+            Self::Applied {
+                vni,
+                generation,
+                revision,
+            } => Kind::Applied(wire::Applied {
+                vni: vni.get(),
+                generation: u32::from(*generation),
+                revision: *revision,
+            }),
             Self::Lease { vni, held } => Kind::Lease(wire::Held {
                 vni: vni.get(),
                 epochs: held.iter().map(|epoch| epoch.get()).collect(),
@@ -281,6 +311,19 @@ impl ToManager {
                 Kind::Call(call) => Self::Call {
                     id: call.id,
                     request: parse("request", &call.request)?,
+                },
+                Kind::Offer(offer) => Self::Offer {
+                    vni: vni(offer.vni)?,
+                    services: offer
+                        .services
+                        .iter()
+                        .map(|service| parse("service", service))
+                        .collect::<Result<_, _>>()?,
+                },
+                Kind::Applied(applied) => Self::Applied {
+                    vni: vni(applied.vni)?,
+                    generation: generation(applied.generation)?,
+                    revision: applied.revision,
                 },
                 Kind::Lease(lease) => Self::Lease {
                     vni: vni(lease.vni)?,

@@ -7,7 +7,7 @@ use prost::{Message, Oneof};
 pub(super) struct ToManager {
     #[prost(
         oneof = "to_manager::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 40"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 40, 48, 49"
     )]
     pub(super) kind: Option<to_manager::Kind>,
 }
@@ -39,6 +39,10 @@ pub(super) mod to_manager {
         Peer(super::Peer),
         #[prost(message, tag = "40")]
         Lease(super::Held),
+        #[prost(message, tag = "48")]
+        Applied(super::Applied),
+        #[prost(message, tag = "49")]
+        Offer(super::Offer),
     }
 }
 
@@ -46,7 +50,7 @@ pub(super) mod to_manager {
 pub(super) struct ToAgent {
     #[prost(
         oneof = "to_agent::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 40"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 40, 48, 49"
     )]
     pub(super) kind: Option<to_agent::Kind>,
 }
@@ -86,6 +90,10 @@ pub(super) mod to_agent {
         Peer(super::Peer),
         #[prost(message, tag = "40")]
         Lease(super::Block),
+        #[prost(message, tag = "48")]
+        Services(super::Services),
+        #[prost(message, tag = "49")]
+        Ingress(super::Ingress),
     }
 }
 
@@ -188,6 +196,8 @@ pub(crate) struct Welcome {
     pub(super) warnings: Vec<String>,
     #[prost(fixed64, tag = "5")]
     pub(super) last_epoch: u64,
+    #[prost(uint32, optional, tag = "6")]
+    pub(super) ingress: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -274,6 +284,18 @@ pub(crate) struct Row {
     pub(super) state: u32,
     #[prost(bytes = "vec", tag = "6")]
     pub(super) mac: Vec<u8>,
+    #[prost(message, optional, tag = "7")]
+    pub(super) member: Option<Member>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Member {
+    #[prost(fixed64, tag = "1")]
+    pub(super) service: u64,
+    #[prost(uint32, tag = "2")]
+    pub(super) weight: u32,
+    #[prost(bool, tag = "3")]
+    pub(super) serving: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -345,4 +367,42 @@ pub(crate) struct Corrections {
     pub(super) vni: u32,
     #[prost(message, repeated, tag = "2")]
     pub(super) rows: Vec<Row>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Services {
+    #[prost(uint32, tag = "1")]
+    pub(super) vni: u32,
+    #[prost(bool, tag = "2")]
+    pub(super) full: bool,
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub(super) services: Vec<Vec<u8>>,
+    #[prost(fixed64, repeated, tag = "4")]
+    pub(super) removed: Vec<u64>,
+    #[prost(bool, tag = "5")]
+    pub(super) last: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Offer {
+    #[prost(uint32, tag = "1")]
+    pub(super) vni: u32,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub(super) services: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Ingress {
+    #[prost(uint32, optional, tag = "1")]
+    pub(super) vni: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Applied {
+    #[prost(uint32, tag = "1")]
+    pub(super) vni: u32,
+    #[prost(uint32, tag = "2")]
+    pub(super) generation: u32,
+    #[prost(uint64, tag = "3")]
+    pub(super) revision: u64,
 }

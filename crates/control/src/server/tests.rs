@@ -154,6 +154,8 @@ fn allocate(agent: &AgentHandle, container: String) -> Endpoint {
         container,
         ips: Vec::new(),
         mac: None,
+        service: None,
+        weight: None,
     };
     let Response::Endpoint(endpoint) = agent.request(request).unwrap() else {
         panic!("no endpoint")

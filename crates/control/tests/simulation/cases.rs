@@ -179,6 +179,7 @@ fn an_endpoint_that_moves_is_reached_at_its_new_place() {
         owner_seq: u32::MAX,
         state: State::Up,
         mac: old.mac,
+        member: None,
     };
     let mut table = world.hosts[0]
         .agent

@@ -167,6 +167,8 @@ impl World {
             container: container.clone(),
             ips: ips.clone(),
             mac: None,
+            service: None,
+            weight: None,
         };
         let now = self.now();
         let host_ = &mut self.hosts[host];

@@ -28,6 +28,7 @@ pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Net
         aux_addresses: wanted.aux_addresses,
         ipv6: wanted.ipv6,
         addressing: wanted.addressing,
+        ingress: false,
         vni,
         mtu: wanted.mtu,
         settings: wanted.settings,

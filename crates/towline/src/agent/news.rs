@@ -102,6 +102,8 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
         }
         Event::Inspect(inspection) => installed::report(member, inspection),
         Event::RowLost { vni, epoch } => container::lost(agent, vni, epoch),
+        // No service is carried out here: the control plane's word on them is for who asks it.
+        Event::Services { .. } | Event::Ingress(_) | Event::Reached { .. } => {}
         Event::Owned(owned) => container::owned(agent, &owned),
     }
 }

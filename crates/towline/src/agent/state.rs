@@ -116,6 +116,7 @@ impl EndpointRecord {
             mac: self.mac,
             ips: self.ips.clone(),
             epoch: self.epoch,
+            member: None,
         }
     }
 }

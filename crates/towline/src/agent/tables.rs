@@ -148,6 +148,8 @@ impl Translator {
                     table.members.insert(host, state);
                     changes.extend(self.member(vni, host, state));
                 }
+                // A datapath knows no services.
+                TableChange::Backend { .. } => {}
             }
         }
         changes

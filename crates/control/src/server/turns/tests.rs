@@ -126,6 +126,8 @@ fn requests_that_come_at_once_share_a_commit() {
         container: format!("c{number}"),
         ips: Vec::new(),
         mac: None,
+        service: None,
+        weight: None,
     };
     let changes = 200;
     let calls = (1..=changes).map(|number| call(number, allocate(number)));

@@ -81,6 +81,8 @@ impl Source {
             container: spec.name.clone(),
             ips,
             mac,
+            service: None,
+            weight: None,
         };
         match member.control.request(request)? {
             Response::Endpoint(endpoint) => Ok(endpoint),

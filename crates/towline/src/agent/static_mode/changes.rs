@@ -107,6 +107,7 @@ mod tests {
                     told.members
                         .extend((state != MemberState::Absent).then_some(host));
                 }
+                TableChange::Backend { .. } => panic!("static mode has no services"),
             }
         }
     }

@@ -321,6 +321,7 @@ impl StaticTables {
                 container,
                 ips,
                 mac,
+                ..
             } => {
                 let planned = plan.network(network);
                 let endpoint = planned.and_then(|planned| planned.of_container(plan, container));
