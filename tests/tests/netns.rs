@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netns::{Netlink, Netns, NetnsError, Route, Vxlan, sysctl};
+use netns::{Hop, Netlink, Netns, NetnsError, Route, Rule, TableRoute, Vxlan, sysctl};
 use towline_tests::{TestNetns, sh, unique};
 
 const PREFIX: &str = "tb-";
@@ -404,4 +404,79 @@ fn neighbours_and_vxlan_entries_are_permanent() {
             "{shown}"
         );
     }
+}
+
+#[test]
+fn rules_lead_to_tables_of_their_own() {
+    let netns = TestNetns::new(unique(PREFIX));
+    let netlink = Netlink::open(&netns).expect("a socket");
+    add_link(&netlink, "ingress");
+    let rule = |from: Option<&str>, to: Option<&str>, input: Option<&str>| Rule {
+        priority: 4789,
+        from: from.map(net),
+        to: to.map(net),
+        input: input.map(str::to_owned),
+        table: 4789,
+    };
+    let rules = [
+        rule(None, Some("::1/128"), Some("ingress")),
+        rule(Some("10.0.0.2/32"), None, None),
+        rule(Some("fd00::2/128"), None, None),
+    ];
+    let route = |dst: &str, hop| TableRoute {
+        table: 4789,
+        dst: net(dst),
+        hop,
+        dev: "ingress".to_owned(),
+    };
+    // No address of these subnets stands on the link: only `onlink` makes their gateways reachable.
+    let mut routes = [
+        route("0.0.0.0/0", Hop::Gateway(ip("10.0.0.1"))),
+        route("::/0", Hop::Gateway(ip("fd00::1"))),
+        route("::1/128", Hop::Local),
+        route("192.0.2.0/24", Hop::Link),
+    ];
+    routes.sort();
+    for _twice in 0..2 {
+        for rule in &rules {
+            netlink
+                .add_rule(rule)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+        for route in &routes {
+            netlink
+                .add_table_route(route)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+    assert_eq!(netlink.rules().expect("a list"), rules);
+    assert_eq!(netlink.table_routes(4789).expect("a list"), routes);
+    assert!(sh(&netns, "ip rule").contains("4789:\tfrom 10.0.0.2 lookup 4789"));
+    sh(&netns, "ip addr add 10.0.0.2/32 dev lo");
+    assert!(
+        sh(&netns, "ip route get 198.51.100.1 from 10.0.0.2").contains("via 10.0.0.1 dev ingress")
+    );
+    assert!(sh(&netns, "ip -6 route show table 4789").contains("local ::1 dev ingress"));
+    for _twice in 0..2 {
+        for rule in &rules {
+            netlink
+                .del_rule(rule)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+        for route in &routes {
+            netlink
+                .del_table_route(route)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+    assert_eq!(netlink.rules().expect("a list"), []);
+    assert_eq!(netlink.table_routes(4789).expect("a list"), []);
+    let absent = TableRoute {
+        dev: "absent".to_owned(),
+        ..routes[0].clone()
+    };
+    let error = netlink
+        .add_table_route(&absent)
+        .expect_err("no such interface");
+    assert!(error.to_string().contains("absent"), "{error}");
 }

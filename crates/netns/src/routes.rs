@@ -191,7 +191,7 @@ fn routes_of(message: RouteNetlinkMessage, names: &HashMap<u32, String>) -> Vec<
         .collect()
 }
 
-fn hop_of(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+pub(crate) fn hop_of(attributes: &[RouteAttribute]) -> Option<IpAddr> {
     attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(address) => ip_of(address),
         RouteAttribute::Via(RouteVia::Inet(address)) => Some((*address).into()),
@@ -200,7 +200,7 @@ fn hop_of(attributes: &[RouteAttribute]) -> Option<IpAddr> {
     })
 }
 
-fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+pub(crate) fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some((*address).into()),
         RouteAddress::Inet6(address) => Some((*address).into()),

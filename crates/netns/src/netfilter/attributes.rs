@@ -21,10 +21,6 @@ impl Writer {
         &self.bytes
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// Bytes as they are, padded to four.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
@@ -275,7 +271,7 @@ mod tests {
         );
         let (family, attributes) = read[0].netfilter();
         assert_eq!((family, attributes.u8(1)), (1, Some(9)));
-        assert_eq!(writer.len(), 16 + 4 + 8 + 16 + 4);
+        assert_eq!(writer.as_bytes().len(), 16 + 4 + 8 + 16 + 4);
     }
 
     proptest! {

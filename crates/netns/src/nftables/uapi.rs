@@ -31,8 +31,6 @@ pub(crate) const TABLE: u16 = 1;
 
 pub(crate) mod table {
     pub(crate) const NAME: u16 = 1;
-    pub(crate) const USE: u16 = 3;
-    pub(crate) const HANDLE: u16 = 4;
 }
 
 pub(crate) mod chain {
