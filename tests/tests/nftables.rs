@@ -522,17 +522,28 @@ fn connections_are_listed_prolonged_and_forgotten() {
     drop((streams, udp));
 }
 
-/// A thousand containers' namespaces are changed within a second on an idle machine. The limit here is generous: it finds a
-/// program being started for each, not a slow machine.
+/// A member that comes or goes is one transaction in each namespace with a client: see `docs/limits.md` for what a thousand
+/// take on an idle machine. The limit here only finds what is slow by nature, as a program started for each is.
 #[test]
 fn many_namespaces_are_changed_quickly() {
     let namespaces: Vec<_> = (0..50).map(|_| TestNetns::new(unique(PREFIX))).collect();
-    let batch = all_kinds();
-    let start = Instant::now();
-    for netns in &namespaces {
-        commit(netns, &batch);
+    let t = table();
+    let first = all_kinds();
+    let mut change = Batch::new();
+    let members = ["10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.6"].map(ip);
+    let in_turn = Rule::new("in turn").protocol(Protocol::Tcp);
+    change.flush_chain(&t, "publish-8080-tcp").add_rule(
+        &t,
+        "publish-8080-tcp",
+        &in_turn.dnat_in_turn(&members, Some(80)),
+    );
+    for (what, batch) in [("made", &first), ("changed", &change)] {
+        let start = Instant::now();
+        for netns in &namespaces {
+            commit(netns, batch);
+        }
+        let taken = start.elapsed();
+        println!("{} namespaces {what} in {taken:?}", namespaces.len());
+        assert!(taken < Duration::from_secs(20), "{what}: {taken:?}");
     }
-    let taken = start.elapsed();
-    println!("{} namespaces in {taken:?}", namespaces.len());
-    assert!(taken < Duration::from_secs(5), "{taken:?}");
 }
