@@ -1,0 +1,203 @@
+//! A member that is reached through the ingress network, in its own namespace: tables `inet` and `netdev towline-ingress`.
+//!
+//! A request comes in by the interface `ingress`, from the MAC address of the host that the client asked, with the client's own
+//! address. The answer must leave by that host, wherever the routes would lead it:
+//!
+//! ```text
+//! in    prerouting   the frame's source MAC ──▶ the connection's label
+//! out   rules        from the member's ingress address: table 4789 ──▶ a gateway on `ingress`, with a neighbour of ours
+//!       postrouting  the label ──▶ the packet's mark and priority, because a chain at the interface sees no connection
+//!       egress       mark and priority ──▶ the frame's destination MAC
+//! ```
+//!
+//! Nothing of it grows with hosts, it does not disturb the default route, and it passes a strict reverse path filter, because the
+//! rule holds for the way back too. The label is taken from any packet of a connection that has none, so that one whose entry was
+//! lost goes on. By `ingress` come only connections to the published ports.
+
+use std::collections::BTreeSet;
+
+use control::service;
+use ipnet::IpNet;
+use netns::nftables::{
+    Base, Chain, ChainKind, Data, Element, Family, Field, Hook, Protocol, Rule, Set, Table, Type,
+    Value, Verdict, priority, state,
+};
+use netns::{Hop, NetlinkError, Netns, Rule as RoutingRule, TableRoute};
+
+use crate::client::idle_rules;
+use crate::content::Content;
+use crate::entry::{number_of, with_netlink};
+use crate::error::ApplyError;
+use crate::flows;
+use crate::plan::{MEMBER_INTERFACE, MemberPlan, ROUTING_TABLE};
+
+/// What stands in the namespace of a member.
+#[derive(Debug, Default)]
+pub struct InstalledMember {
+    plan: Option<MemberPlan>,
+    inet: Option<Content>,
+    netdev: Option<Content>,
+}
+
+impl InstalledMember {
+    /// Brings the namespace to what the plan says. Nothing is sent when the plan has not changed. The interface
+    /// [`MEMBER_INTERFACE`] must be there and up.
+    ///
+    /// # Errors
+    /// When the kernel refuses; nothing is taken as installed then, and the next call makes all anew.
+    pub fn apply(&mut self, netns: &Netns, plan: &MemberPlan) -> Result<(), ApplyError> {
+        if self.plan.as_ref() == Some(plan) {
+            return Ok(());
+        }
+        let known = self.plan.take();
+        let same_way = known.as_ref().is_some_and(|known| {
+            (&known.ips, &known.gateways, known.gateway_mac)
+                == (&plan.ips, &plan.gateways, plan.gateway_mac)
+        });
+        if !same_way {
+            with_netlink(netns, |netlink| {
+                for ip in &plan.gateways {
+                    netlink.add_neighbor(MEMBER_INTERFACE, *ip, plan.gateway_mac)?;
+                    netlink.add_table_route(&TableRoute {
+                        table: ROUTING_TABLE,
+                        dst: everywhere(ip.is_ipv4()),
+                        hop: Hop::Gateway(*ip),
+                        dev: MEMBER_INTERFACE.to_owned(),
+                    })?;
+                }
+                let wanted: BTreeSet<_> = plan.ips.iter().map(|ip| way_back(*ip)).collect();
+                for rule in &wanted {
+                    netlink.add_rule(rule)?;
+                }
+                remove_rules(netlink, &wanted)
+            })?;
+        }
+        let (inet, netdev) = (inet(plan), netdev());
+        flows::commit(netns, &netdev_table(), &netdev, self.netdev.take().as_ref())?;
+        flows::commit(netns, &inet_table(), &inet, self.inet.take().as_ref())?;
+        (self.inet, self.netdev) = (Some(inet), Some(netdev));
+        self.plan = Some(plan.clone());
+        Ok(())
+    }
+
+    /// Removes all of ours from the namespace but the interface, with which routes and neighbours go.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&mut self, netns: &Netns) -> Result<(), ApplyError> {
+        *self = Self::default();
+        for table in [netdev_table(), inet_table()] {
+            flows::commit(netns, &table, &Content::default(), None)?;
+        }
+        with_netlink(netns, |netlink| remove_rules(netlink, &BTreeSet::new()))
+    }
+}
+
+fn inet_table() -> Table {
+    Table::new(Family::Inet, "towline-ingress")
+}
+
+fn netdev_table() -> Table {
+    Table::new(Family::Netdev, "towline-ingress")
+}
+
+fn everywhere(is_v4: bool) -> IpNet {
+    let all = if is_v4 { "0.0.0.0/0" } else { "::/0" };
+    all.parse().expect("a subnet that is written here")
+}
+
+fn way_back(ip: std::net::IpAddr) -> RoutingRule {
+    RoutingRule {
+        priority: ROUTING_TABLE,
+        from: Some(IpNet::from(ip)),
+        to: None,
+        input: None,
+        table: ROUTING_TABLE,
+    }
+}
+
+/// Removes our rules but those that are wanted.
+fn remove_rules(
+    netlink: &netns::Netlink,
+    wanted: &BTreeSet<RoutingRule>,
+) -> Result<(), NetlinkError> {
+    for rule in netlink.rules()? {
+        if rule.table == ROUTING_TABLE && !wanted.contains(&rule) {
+            netlink.del_rule(&rule)?;
+        }
+    }
+    Ok(())
+}
+
+fn inet(plan: &MemberPlan) -> Content {
+    let mut content = Content::default();
+    let came_in = |comment: &str| Rule::new(comment).input(MEMBER_INTERFACE);
+    let mut prerouting = vec![
+        came_in("the host that a connection came by")
+            .is(Field::Label, [0; 16])
+            .copy(Field::SourceMac, Field::Label),
+    ];
+    prerouting.extend(idle_rules(&mut content, plan.idle_timeout, |comment| {
+        came_in(comment).has_any(Field::State, state::NEW)
+    }));
+    let mangle = |hook| Base::new(ChainKind::Filter, hook, priority::MANGLE);
+    content.chain(
+        Chain::base("prerouting", mangle(Hook::Prerouting)),
+        prerouting,
+    );
+    content.chain(
+        Chain::base("postrouting", mangle(Hook::Postrouting)),
+        vec![
+            Rule::new("for the chain at the interface, which sees no connection")
+                .output(MEMBER_INTERFACE)
+                .copy(Field::Label, Field::Mark)
+                .copy_part(Field::Label, 1, Field::Priority),
+        ],
+    );
+    let key = [Field::Protocol, Field::DestinationPort];
+    let mut input = vec![
+        came_in("connections there are")
+            .has_any(Field::State, state::ESTABLISHED | state::RELATED)
+            .verdict(Verdict::Accept),
+        came_in("published ports")
+            .in_set("targets", &key)
+            .verdict(Verdict::Accept),
+    ];
+    // Pings, and neighbour discovery.
+    for protocol in [Protocol::Icmp, Protocol::Icmpv6] {
+        input.push(came_in("ICMP").protocol(protocol).verdict(Verdict::Accept));
+    }
+    input.push(came_in("nothing else is published").verdict(Verdict::Drop));
+    content.chain(Chain::base("input", Base::filter_input()), input);
+    let targets = plan
+        .targets
+        .iter()
+        .map(|(protocol, port)| target(*protocol, *port));
+    content.set(
+        Set {
+            name: "targets".to_owned(),
+            key: vec![Type::Protocol, Type::Port],
+            data: Data::None,
+        },
+        targets.collect(),
+    );
+    content
+}
+
+fn target(protocol: service::Protocol, port: u16) -> Element {
+    Element::key([number_of(protocol).into(), Value::from(port)])
+}
+
+fn netdev() -> Content {
+    let mut content = Content::default();
+    content.chain(
+        Chain::base("egress", Base::egress(MEMBER_INTERFACE)),
+        vec![
+            Rule::new("back to the host that the connection came by")
+                .is_not(Field::Mark, Value::number(0))
+                .copy(Field::Mark, Field::DestinationMacHead)
+                .copy(Field::Priority, Field::DestinationMacTail),
+        ],
+    );
+    content
+}
