@@ -136,8 +136,9 @@ pub struct Manager {
     unix: Duration,
     /// Certificates of connections that have not said hello yet.
     admitted: HashMap<Connection, Certificate>,
-    connections: HashMap<Connection, Peer>,
-    by_host: HashMap<HostId, Connection>,
+    // In an order, so that the same inputs have the same outputs: here, and in `by_host`.
+    connections: BTreeMap<Connection, Peer>,
+    by_host: BTreeMap<HostId, Connection>,
     liveness: BTreeMap<HostId, Liveness>,
     /// Until then the store is known to be older than what agents have seen.
     unsettled_until: Option<Duration>,
@@ -220,8 +221,8 @@ impl Manager {
             settings,
             started: now,
             state,
-            connections: HashMap::new(),
-            by_host: HashMap::new(),
+            connections: BTreeMap::new(),
+            by_host: BTreeMap::new(),
             liveness,
             unsettled_until: None,
             told_of_loss: BTreeSet::new(),

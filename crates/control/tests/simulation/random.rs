@@ -16,6 +16,14 @@ fn run(seed: u64, steps: &[Step]) {
     world.check_settled();
 }
 
+/// All that was said in such a history, by whom and when.
+fn trace(seed: u64, steps: &[Step]) -> u64 {
+    let mut world = World::new(seed);
+    steps.iter().for_each(|step| world.step(step));
+    world.settle();
+    world.trace
+}
+
 fn some() -> Config {
     Config {
         cases: Config::default().cases / 4,
@@ -58,6 +66,16 @@ proptest! {
     #[test]
     fn stores_that_are_replaced_and_clocks_that_are_set(seed: u64, steps in steps(Hardness::Stores, 200)) {
         run(seed, &steps);
+    }
+}
+
+proptest! {
+    #![proptest_config(Config { cases: Config::default().cases / 16, ..some() })]
+
+    /// A failure is of use if the same steps find it again.
+    #[test]
+    fn the_same_steps_have_the_same_end(seed: u64, steps in steps(Hardness::Stores, 200)) {
+        prop_assert_eq!(trace(seed, &steps), trace(seed, &steps));
     }
 }
 

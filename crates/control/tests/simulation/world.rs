@@ -2,6 +2,7 @@
 //! virtual time. Here is what happens by itself; what is done to it is in `faults.rs`, what must hold in `check.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +104,8 @@ pub(crate) struct World {
     pub(crate) disturbed: Duration,
     /// The address that was freed last.
     pub(crate) freed: HashMap<Vni, IpAddr>,
+    /// Of all that was said so far, by whom and when.
+    pub(crate) trace: u64,
     /// Messages get lost within connections: what must hold is looked at after new ones alone.
     pub(crate) harsh: bool,
 }
@@ -153,6 +156,7 @@ impl World {
             removed: BTreeSet::new(),
             disturbed: Duration::ZERO,
             freed: HashMap::new(),
+            trace: 0,
             harsh: false,
         };
         world.start_manager();
@@ -422,7 +426,9 @@ impl World {
 
     fn tell(&mut self, to: &[u64], message: ToAgent) {
         // Through bytes, as on the wire.
-        let message = Arc::new(ToAgent::decode(&message.encode()).unwrap());
+        let bytes = message.encode();
+        self.note(to, &bytes);
+        let message = Arc::new(ToAgent::decode(&bytes).unwrap());
         for &connection in to {
             if let Some(&host) = self.accepted.get(&connection) {
                 let message = Arc::clone(&message);
@@ -437,6 +443,13 @@ impl World {
                 );
             }
         }
+    }
+
+    fn note(&mut self, whom: &[impl Hash], message: &[u8]) {
+        // Its keys are fixed, unlike those of a map.
+        let mut hasher = DefaultHasher::new();
+        (self.trace, self.now(), whom, message).hash(&mut hasher);
+        self.trace = hasher.finish();
     }
 
     fn close_accepted(&mut self, connection: u64) {
@@ -458,7 +471,9 @@ impl World {
             self.calls += calls;
             for message in messages {
                 if let Line::Open(connection) = self.hosts[host].line {
-                    let message = Arc::new(ToManager::decode(&message.encode()).unwrap());
+                    let bytes = message.encode();
+                    self.note(&[host], &bytes);
+                    let message = Arc::new(ToManager::decode(&bytes).unwrap());
                     self.net.send(
                         host,
                         Way::FromHost,
