@@ -4,14 +4,11 @@ use std::net::IpAddr;
 
 use vtep::Vni;
 
-use super::{Agent, Output, Stream};
+use super::{Agent, Stream};
 use crate::epoch::Epoch;
 use crate::lease::{LeaseError, Leased};
 use crate::message::{ToAgent, ToManager};
 use crate::network::Endpoint;
-use crate::request::Event;
-use crate::row::State;
-use crate::table::TableChange;
 
 impl Agent {
     /// Takes an endpoint out of this host's block, while no manager answers: once for ever. The message is what a cache must
@@ -70,31 +67,6 @@ impl Agent {
     pub(super) fn tell_blocks(&mut self) {
         let held = self.streams.values().map(Stream::held);
         self.messages.extend(held);
-    }
-
-    /// No manager will tell this host's other containers where this endpoint is, so that is done here.
-    pub(super) fn announce_own(&mut self, endpoint: &Endpoint, up: bool) {
-        let Some(stream) = self.streams.get(&endpoint.vni) else {
-            return;
-        };
-        let held_by_another = |ip: &IpAddr| {
-            let row = stream.table().row(*ip);
-            row.is_some_and(|row| row.state == State::Up && row.epoch != endpoint.epoch)
-        };
-        let changes: Vec<TableChange> = endpoint
-            .ips
-            .iter()
-            .filter(|ip| !held_by_another(ip))
-            .map(|&ip| TableChange::Neighbor {
-                ip,
-                mac: up.then_some(endpoint.mac),
-            })
-            .collect();
-        if !changes.is_empty() {
-            let vni = endpoint.vni;
-            self.outputs
-                .push_back(Output::Event(Event::Table { vni, changes }));
-        }
     }
 }
 

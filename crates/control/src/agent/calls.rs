@@ -20,8 +20,8 @@ impl Agent {
             // Freed by its owner: not to be published again, and no loss when the news comes round.
             let freed = self.endpoints.remove(&(vni, epoch));
             self.owner_seqs.remove(&(vni, epoch));
-            if let Some((endpoint, _)) = freed.filter(|_| !self.is_up()) {
-                self.announce_own(&endpoint, false);
+            if let Some((endpoint, _)) = freed {
+                self.announce_unless_told(&endpoint, false);
             }
         }
         let sent = matches!(self.link, Link::Up { .. });

@@ -1,6 +1,6 @@
 //! One subscribed network: its table, and where its stream of changes stands.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use super::{Output, millis};
 use crate::epoch::Epoch;
 use crate::host::HostId;
 use crate::message::{Rows, ToAgent, ToManager};
-use crate::network::Network;
+use crate::network::{Endpoint, Network};
 use crate::request::{Event, SubscriptionStatus};
-use crate::row::Row;
+use crate::row::{Row, State};
 use crate::service::Service;
 use crate::table::{Table, TableChange};
 
@@ -39,6 +39,8 @@ pub(super) struct Stream {
     pub(super) services_told: bool,
     /// A member of a service changed, or the connection did, since the program was last told how far the news go.
     unmarked: bool,
+    /// Addresses of this host's own endpoints that the program was told otherwise of than the table says.
+    announced: BTreeSet<IpAddr>,
     /// 0: nothing yet.
     generation: u16,
     revision: u64,
@@ -73,6 +75,7 @@ impl Stream {
             listing: None,
             services_told: false,
             unmarked: true,
+            announced: BTreeSet::new(),
             generation: 0,
             revision: 0,
             settled: false,
@@ -168,6 +171,7 @@ impl Stream {
             (self.generation, self.revision, self.settled) = (0, 0, false);
             self.block = Block::default();
             self.forget_services();
+            self.announced.clear();
             self.receiving = None;
         }
         if self.network.as_ref() != Some(&network) {
@@ -233,6 +237,36 @@ impl Stream {
             self.table.apply(row, &mut changes);
         }
         self.tell(changes, outputs);
+    }
+
+    /// Tells where an own endpoint is before the table can, or in its stead.
+    pub(super) fn announce(
+        &mut self,
+        endpoint: &Endpoint,
+        up: bool,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let mac = up.then_some(endpoint.mac);
+        let mut changes = Vec::new();
+        for &ip in &endpoint.ips {
+            let known = self.table.row(ip).filter(|row| row.state == State::Up);
+            if known.is_some_and(|row| row.epoch != endpoint.epoch) {
+                // Another's by now.
+                continue;
+            }
+            changes.push((ip, mac, known.map(|row| row.mac)));
+        }
+        let told = changes.iter();
+        let told = told.map(|&(ip, mac, _)| TableChange::Neighbor { ip, mac });
+        self.tell(told.collect(), outputs);
+        let otherwise = changes.into_iter().filter(|(_, told, known)| told != known);
+        self.announced.extend(otherwise.map(|(ip, ..)| ip));
+    }
+
+    /// Whether what the program was last told of this endpoint is not what the table says: then no change of the table is
+    /// certain to put that right.
+    pub(super) fn is_announced(&self, endpoint: &Endpoint) -> bool {
+        endpoint.ips.iter().any(|ip| self.announced.contains(ip))
     }
 
     /// Says again where a MAC address is: it may be the datapath that is wrong.
@@ -323,6 +357,11 @@ impl Stream {
     fn tell(&mut self, changes: Vec<TableChange>, outputs: &mut VecDeque<Output>) {
         let of_member = |change: &TableChange| matches!(change, TableChange::Backend { .. });
         self.unmarked |= changes.iter().any(of_member);
+        for change in &changes {
+            if let TableChange::Neighbor { ip, .. } = change {
+                self.announced.remove(ip);
+            }
+        }
         if !changes.is_empty() {
             outputs.push_back(Output::Event(Event::Table {
                 vni: self.vni,
