@@ -295,10 +295,7 @@ impl Agent {
                 removed,
                 last,
             } => {
-                if let Some(stream) = self.streams.get_mut(&vni) {
-                    let (messages, outputs) = (&mut self.messages, &mut self.outputs);
-                    stream.handle_services(full, services, &removed, last, messages, outputs);
-                }
+                self.learn_services(vni, full, services, &removed, last);
             }
             ToAgent::Rows(rows) => {
                 self.watch_own(&rows.rows, rows.vni);

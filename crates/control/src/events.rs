@@ -23,11 +23,13 @@ pub struct ClusterEvent {
 pub enum Action {
     /// A host became a member for the first time.
     Join,
-    /// A network or an endpoint was made.
+    /// A network, a service or an endpoint was made.
     Create,
-    /// An endpoint takes frames; a host's heartbeats are back.
+    /// It is another than before.
+    Update,
+    /// An endpoint takes frames; a member serves; a host's heartbeats are back.
     Up,
-    /// An endpoint takes none; a host fell silent and is masked.
+    /// An endpoint takes none; a member serves no more; a host fell silent and is masked.
     Down,
     /// It is gone for good.
     Remove,
@@ -66,6 +68,28 @@ pub enum Subject {
         /// The addresses.
         ips: Vec<IpAddr>,
     },
+    /// A service.
+    Service {
+        /// Its name.
+        service: String,
+        /// Its network's name.
+        network: String,
+        /// Its network's VNI.
+        vni: Vni,
+    },
+    /// A container's part in a service.
+    Member {
+        /// The service's name.
+        service: String,
+        /// The name of the network that it is on.
+        network: String,
+        /// That network's VNI.
+        vni: Vni,
+        /// The container's name.
+        container: String,
+        /// The host's name.
+        host: String,
+    },
 }
 
 impl Subject {
@@ -74,7 +98,10 @@ impl Subject {
     pub fn network(&self) -> Option<&str> {
         match self {
             Self::Host { .. } => None,
-            Self::Network { network, .. } | Self::Endpoint { network, .. } => Some(network),
+            Self::Network { network, .. }
+            | Self::Endpoint { network, .. }
+            | Self::Service { network, .. }
+            | Self::Member { network, .. } => Some(network),
         }
     }
 }

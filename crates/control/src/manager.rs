@@ -12,12 +12,16 @@ mod calls;
 mod catch_up;
 mod endpoints;
 mod hosts;
+mod ingress;
 mod journal;
 mod leases;
 mod limits;
+mod members;
 mod networks;
 mod port;
+mod ports;
 pub(crate) mod repair;
+mod services;
 mod standby;
 mod state;
 mod streams;
@@ -43,6 +47,7 @@ use crate::store::Write;
 use crate::subnet::AddressPool;
 use calls::HeldCall;
 use journal::Journal;
+use members::Confirmation;
 use repair::Budget;
 pub(crate) use standby::Rank;
 use state::State;
@@ -149,6 +154,7 @@ pub struct Manager {
     known_at_start: usize,
     held: VecDeque<HeldCall>,
     verifications: Verifications,
+    confirmations: Vec<Confirmation>,
     journal: Journal,
     /// When blocks last grew.
     grown: Duration,
@@ -168,6 +174,8 @@ struct Peer {
     heard: Duration,
     subscriptions: BTreeSet<Vni>,
     repairs: Budget,
+    /// How far this host acts on the news of networks with services.
+    applied: HashMap<Vni, (u16, u64)>,
     /// Networks of whose blocks this connection has told.
     blocks_told: BTreeSet<Vni>,
 }
@@ -229,6 +237,7 @@ impl Manager {
             known_at_start,
             held: VecDeque::new(),
             verifications: Verifications::default(),
+            confirmations: Vec::new(),
             journal,
             grown: now,
             recalled: false,
@@ -267,6 +276,7 @@ impl Manager {
                     return;
                 };
                 peer.subscriptions.remove(&vni);
+                peer.applied.remove(&vni);
                 if peer.blocks_told.contains(&vni) {
                     self.give_up_lease(vni, host);
                 } else {
@@ -274,7 +284,12 @@ impl Manager {
                 }
             }
             ToManager::Lease { vni, held } => self.lease(connection, host, vni, &held, now),
-            ToManager::Offer { .. } | ToManager::Applied { .. } => {}
+            ToManager::Offer { vni, services } => self.offered(connection, vni, services, now),
+            ToManager::Applied {
+                vni,
+                generation,
+                revision,
+            } => self.applied(connection, vni, (generation, revision)),
             ToManager::Publish {
                 endpoint,
                 owner_seq,
@@ -349,6 +364,7 @@ impl Manager {
             let all: Vec<Vni> = self.state.networks.keys().copied().collect();
             for vni in all {
                 for connection in self.subscribers(vni) {
+                    self.send_services(connection, vni);
                     self.send_rows(connection, vni, 0);
                 }
             }
@@ -356,12 +372,14 @@ impl Manager {
         self.grow(now);
         self.release_held(now);
         self.advance_verifications(now);
+        self.answer_confirmations(Some(now));
         self.tell_followers(Some(now));
     }
 
     /// Gathers this turn's changes: of hosts into one message, of rows into one for each network.
     pub fn finish_turn(&mut self, now: Duration) {
         self.tell_hosts(now);
+        self.tell_services();
         for (vni, from) in self.state.take_dirty() {
             let to = self.subscribers(vni);
             for message in self.rows(vni, from) {
@@ -373,6 +391,7 @@ impl Manager {
         }
         // After the turn's rows: what a host is asked about is what it has been told.
         self.send_inspections();
+        self.answer_confirmations(None);
         self.tell_followers(None);
     }
 

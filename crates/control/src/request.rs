@@ -60,6 +60,11 @@ pub enum Request {
         #[serde(default)]
         weight: Option<u16>,
     },
+    /// Make the network of published ports, unless this cluster has or had one. Answer: [`Response::Done`].
+    MakeIngress {
+        /// Prefixes that the asking host routes, as in [`Request::CreateNetwork`].
+        routes_in_use: Vec<IpNet>,
+    },
     /// Make a service. Answer: [`Response::Service`].
     CreateService(ServiceSpec),
     /// Make a service be like this. Its name, network, mode and virtual addresses stay. Answer: [`Response::Service`].

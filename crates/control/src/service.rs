@@ -303,3 +303,11 @@ pub struct Membership {
     /// New connections may come. An endpoint starts without.
     pub serving: bool,
 }
+
+impl Membership {
+    /// With a weight that may be.
+    pub(crate) fn clamped(self) -> Self {
+        let weight = self.weight.clamp(1, WEIGHT_MAX);
+        Self { weight, ..self }
+    }
+}

@@ -468,6 +468,49 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_member_of_a_service_is_hidden_with_its_host_and_gone_with_its_row() {
+        let mut table = Table::default();
+        let ip = IpAddr::from([10, 0, 9, 2]);
+        let member = |serving| Membership {
+            service: Epoch::new(1, 9),
+            weight: 2,
+            serving,
+        };
+        let member = |seq, state, serving| Row {
+            member: Some(member(serving)),
+            ..row(2, 1, 1, seq, state, 7)
+        };
+        let of = |changes: Vec<TableChange>| -> Vec<Option<bool>> {
+            let backends = changes.iter().filter_map(|change| match change {
+                TableChange::Backend { ip: told, backend } if *told == ip => Some(*backend),
+                _ => None,
+            });
+            backends.map(|backend| backend.map(|b| b.serving)).collect()
+        };
+        assert_eq!(of(apply(&mut table, member(0, State::Down, false))), []);
+        assert_eq!(
+            of(apply(&mut table, member(1, State::Up, false))),
+            [Some(false)]
+        );
+        let masked = |table: &mut Table, masked| {
+            let mut changes = Vec::new();
+            table.set_masked(host(1), masked, &mut changes);
+            of(changes)
+        };
+        assert_eq!(masked(&mut table, true), [], "it got nothing anyway");
+        assert_eq!(of(apply(&mut table, member(2, State::Up, true))), []);
+        assert_eq!(masked(&mut table, false), [Some(true)]);
+        assert_eq!(masked(&mut table, true), [Some(false)]);
+        let free = row(2, 2, 1, 0, State::Free, 7);
+        let gone = apply(&mut table, free);
+        assert_eq!(
+            gone.first(),
+            Some(&TableChange::Backend { ip, backend: None })
+        );
+        assert_eq!(masked(&mut table, false), []);
+    }
+
     /// What a datapath holds after following changes.
     #[derive(Debug, Default, PartialEq, Eq)]
     struct Followed {

@@ -51,6 +51,12 @@ impl Manager {
                 .row(ip)
                 .filter(|row| row.state != RowState::Free)
             {
+                if let Some(service) = self.state.services.get(&row.epoch) {
+                    return Err(format!(
+                        "Address already in use: {ip} is the virtual address of service {}",
+                        service.spec.name
+                    ));
+                }
                 let holder = state
                     .endpoints
                     .get(&row.epoch)
@@ -144,7 +150,10 @@ impl Manager {
         }
         let mut counts: Vec<(String, usize)> = counts
             .into_iter()
-            .map(|(host, count)| (self.host_name(host), count))
+            .map(|(host, count)| match host {
+                HostId::NOBODY => ("services".to_owned(), count),
+                host => (self.host_name(host), count),
+            })
             .collect();
         counts.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         let more = counts.len().saturating_sub(HOSTS_SHOWN);

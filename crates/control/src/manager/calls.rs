@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::endpoints::Wish;
 use super::{Connection, GRACE, Manager, Output};
 use crate::host::HostId;
 use crate::message::ToAgent;
@@ -77,17 +78,42 @@ impl Manager {
                 let joining = service
                     .as_deref()
                     .map(|service| (service, weight.unwrap_or(1)));
-                match self.allocate(&network, container, &ips, mac, joining, host, now) {
+                let wish = Wish {
+                    network: &network,
+                    container,
+                    ips: &ips,
+                    mac,
+                    joining,
+                };
+                match self.allocate(wish, host, now) {
                     Err(reason) if self.recalled => return self.hold(call, reason, now),
                     answer => answer,
                 }
             }
-            Request::CreateService(_)
-            | Request::UpdateService { .. }
-            | Request::RemoveService(_)
-            | Request::Services
-            | Request::Service(_)
-            | Request::Confirmed { .. } => Err("this manager has no services yet".to_owned()),
+            Request::MakeIngress { routes_in_use } => self.make_ingress(&routes_in_use, host, now),
+            Request::CreateService(spec) => {
+                self.recalled = false;
+                match self.create_service(spec, host, now) {
+                    Err(reason) if self.recalled => return self.hold(call, reason, now),
+                    answer => answer,
+                }
+            }
+            Request::UpdateService {
+                version,
+                service,
+                spec,
+            } => self.update_service(&service, version, spec),
+            Request::RemoveService(service) => self.remove_service(&service, now),
+            Request::Services => Ok(self.services()),
+            Request::Service(service) => self.service_details(&service),
+            Request::Confirmed {
+                vni,
+                epoch,
+                owner_seq,
+            } => match self.confirm_edit(connection, id, host, (vni, epoch, owner_seq), now) {
+                Ok(()) => return,
+                Err(refused) => Err(refused),
+            },
             Request::Free { vni, epoch } => self.free(vni, epoch, host, now),
             Request::Hosts => Ok(Response::Hosts(self.views(now))),
             Request::SetVxlanPort(port) => self.set_vxlan_port(port, now),
@@ -229,6 +255,11 @@ impl Manager {
 fn hands_out(request: &Request) -> bool {
     matches!(
         request,
-        Request::CreateNetwork { .. } | Request::Allocate { .. } | Request::ClaimName(_)
+        Request::CreateNetwork { .. }
+            | Request::MakeIngress { .. }
+            | Request::CreateService(_)
+            | Request::UpdateService { .. }
+            | Request::Allocate { .. }
+            | Request::ClaimName(_)
     )
 }

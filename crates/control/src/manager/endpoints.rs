@@ -13,6 +13,19 @@ use crate::message::{OwnedEndpoint, ToAgent};
 use crate::network::{Endpoint, is_valid_name, quote};
 use crate::request::{EndpointState, Response};
 use crate::row::{Row, State as RowState};
+use crate::service::Membership;
+
+/// What is asked for a container in one network.
+#[derive(Clone, Debug)]
+pub(super) struct Wish<'a> {
+    /// The network's name, id or unique start of an id.
+    pub(super) network: &'a str,
+    pub(super) container: String,
+    pub(super) ips: &'a [IpAddr],
+    pub(super) mac: Option<MacAddr>,
+    /// The service that it is to be a member of, and its weight there.
+    pub(super) joining: Option<(&'a str, u16)>,
+}
 
 impl Manager {
     pub(super) fn claim_name(&mut self, name: &str, host: HostId) -> Result<Response, String> {
@@ -46,36 +59,48 @@ impl Manager {
 
     pub(super) fn allocate(
         &mut self,
-        wanted: &str,
-        container: String,
-        ips: &[IpAddr],
-        mac: Option<MacAddr>,
-        joining: Option<(&str, u16)>,
+        wish: Wish<'_>,
         host: HostId,
         now: Duration,
     ) -> Result<Response, String> {
-        let vni = self.find_network(wanted)?;
-        if joining.is_some() {
-            return Err("this manager has no services yet".to_owned());
-        }
-        if !is_valid_name(&container) {
-            return Err(format!("invalid container name {}", quote(&container)));
-        }
+        let Wish {
+            network,
+            container,
+            ips,
+            mac,
+            joining,
+        } = wish;
+        let vni = self.find_network(network)?;
+        let member = joining
+            .map(|joining| self.join_service(vni, joining))
+            .transpose()?;
         let state = &self.state.networks[&vni];
+        self.check_holder(&state.network, &container, host)?;
+        if state.network.ingress && member.is_none() && is_valid_name(&container) {
+            return Err(format!(
+                "network {} carries published ports and takes no containers: choose another network",
+                state.network.name
+            ));
+        }
         let network = state.network.clone();
         if let Some(held) = state
             .endpoints
             .values()
             .find(|held| held.endpoint.container == container)
         {
-            let down = state
-                .row_of(&held.endpoint)
-                .is_some_and(|row| row.state == RowState::Down);
+            let row = state.row_of(&held.endpoint);
+            let down = row.is_some_and(|row| row.state == RowState::Down);
+            let had = row.and_then(|row| row.member);
             let same = ips.iter().all(|ip| held.endpoint.ips.contains(ip))
-                && mac.is_none_or(|m| m == held.endpoint.mac);
+                && mac.is_none_or(|m| m == held.endpoint.mac)
+                && had.map(|had| (had.service, had.weight))
+                    == member.map(|member| (member.service, member.weight));
             // The answer to the first asking was lost.
             if held.owner == host && down && same {
-                return Ok(Response::Endpoint(held.endpoint.clone()));
+                return Ok(Response::Endpoint(Endpoint {
+                    member,
+                    ..held.endpoint.clone()
+                }));
             }
             return Err(format!(
                 "container {container} is already attached to network {} on host {}",
@@ -110,13 +135,10 @@ impl Manager {
             mac,
             ips: taken,
             epoch,
-            member: None,
+            member,
         };
         self.put_rows(&endpoint, host, 0, RowState::Down, now);
-        self.state.put_endpoint(Held {
-            endpoint: endpoint.clone(),
-            owner: host,
-        });
+        self.state.put_endpoint(Held::new(&endpoint, host));
         self.shrink(vni);
         Ok(Response::Endpoint(endpoint))
     }
@@ -169,23 +191,35 @@ impl Manager {
         now: Duration,
     ) {
         let (vni, epoch) = (endpoint.vni, endpoint.epoch);
+        let endpoint = Endpoint {
+            member: endpoint.member.map(Membership::clamped),
+            ..endpoint
+        };
         let state = match published {
             EndpointState::Up => RowState::Up,
             EndpointState::Down => RowState::Down,
         };
         let known = self.state.networks.get(&vni).and_then(|network| {
             let held = network.endpoints.get(&epoch)?;
-            Some((held.clone(), network.row_of(&held.endpoint)?.owner_seq))
+            let row = network.row_of(&held.endpoint)?;
+            Some((held.clone(), row.owner_seq, serves(row.state, row.member)))
         });
         match known {
-            Some((held, _)) if held.owner != host => {
+            Some((held, ..)) if held.owner != host => {
                 let (sender, owner) = (self.host_name(host), self.host_name(held.owner));
                 tracing::warn!(%sender, %owner, vni = vni.get(), %epoch, "refused news of another host's endpoint");
             }
             // The owner's word on the state counts; what the endpoint is, the manager knows.
-            Some((mut held, seq)) if owner_seq > seq => {
-                held.endpoint.member = endpoint.member;
-                self.put_rows(&held.endpoint, host, owner_seq, state, now)
+            Some((held, seq, served)) if owner_seq > seq => {
+                let edited = Endpoint {
+                    member: endpoint.member,
+                    ..held.endpoint
+                };
+                self.put_rows(&edited, host, owner_seq, state, now);
+                let serves = serves(state, edited.member);
+                if serves != served {
+                    self.note_member(serves, &edited, host);
+                }
             }
             Some(_) => {}
             None if self.may_adopt(&endpoint, host) => {
@@ -194,6 +228,8 @@ impl Manager {
                 self.unlease(&endpoint);
                 self.put_rows(&endpoint, host, owner_seq, state, now);
                 match self.state.names.get(&endpoint.container) {
+                    // A host's own endpoint has no name that a container could have.
+                    None if !is_valid_name(&endpoint.container) => {}
                     None => self.state.put_name(&endpoint.container, host),
                     Some(holder) if *holder != host => {
                         let holder = self.host_name(*holder);
@@ -201,10 +237,7 @@ impl Manager {
                     }
                     Some(_) => {}
                 }
-                self.state.put_endpoint(Held {
-                    endpoint,
-                    owner: host,
-                });
+                self.state.put_endpoint(Held::new(&endpoint, host));
                 self.shrink(vni);
             }
             // A network never heard of may be one that the store lost and nobody has told yet: not a reason to stop anybody.
@@ -229,7 +262,9 @@ impl Manager {
         // row that was lost.
         endpoint.epoch <= self.state.last()
             && endpoint.epoch > network.epoch
-            && is_valid_name(&endpoint.container)
+            && self
+                .check_holder(network, &endpoint.container, host)
+                .is_ok()
             && (1..=2).contains(&endpoint.ips.len())
             && endpoint.ips.iter().all(|ip| {
                 let newer = state.table.row(*ip).is_none_or(|row| {
@@ -330,4 +365,9 @@ impl Manager {
         }
         self.note_endpoint(endpoint, owner, owner_seq, state);
     }
+}
+
+/// Whether new connections may go to an endpoint of this state.
+fn serves(state: RowState, member: Option<Membership>) -> bool {
+    state == RowState::Up && member.is_some_and(|member| member.serving)
 }

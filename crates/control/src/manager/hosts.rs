@@ -1,6 +1,6 @@
 //! Hosts: who is let in, who is masked, who is forgotten.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -85,6 +85,7 @@ impl Manager {
                 heard: now,
                 subscriptions: BTreeSet::new(),
                 repairs: Budget::new(now),
+                applied: HashMap::new(),
                 blocks_told: BTreeSet::new(),
             },
         );
@@ -172,7 +173,7 @@ impl Manager {
                 manager: self.settings.host,
                 heartbeat: HEARTBEAT,
                 last_epoch: self.state.last(),
-                ingress: None,
+                ingress: self.state.ingress(),
                 warnings,
             },
         );

@@ -13,6 +13,7 @@ use crate::host::HostId;
 use crate::network::{Endpoint, Network};
 use crate::request::Response;
 use crate::row::State as RowState;
+use crate::service::Service;
 
 /// Events kept.
 const KEPT: usize = 4096;
@@ -193,6 +194,32 @@ impl Manager {
             ips: endpoint.ips.clone(),
         };
         self.note(action, subject);
+    }
+
+    pub(super) fn note_service(&mut self, action: Action, service: &Service) {
+        let subject = Subject::Service {
+            service: service.spec.name.clone(),
+            network: service.spec.network.clone(),
+            vni: service.vni,
+        };
+        self.note(action, subject);
+    }
+
+    /// A member of a service serves, or serves no more.
+    pub(super) fn note_member(&mut self, serves: bool, endpoint: &Endpoint, owner: HostId) {
+        let service = endpoint.member.and_then(|member| self.service_of(member));
+        let Some(service) = service else {
+            return;
+        };
+        let network = self.state.networks.get(&endpoint.vni);
+        let subject = Subject::Member {
+            service: service.spec.name.clone(),
+            network: network.map_or_else(String::new, |state| state.network.name.clone()),
+            vni: endpoint.vni,
+            container: endpoint.container.clone(),
+            host: self.host_name(owner),
+        };
+        self.note(if serves { Action::Up } else { Action::Down }, subject);
     }
 
     fn note(&mut self, action: Action, subject: Subject) {

@@ -6,6 +6,7 @@ use super::Manager;
 use crate::epoch::Epoch;
 use crate::host::HostId;
 use crate::network::Network;
+use crate::service::Service;
 
 /// Names of containers that one host may have.
 const NAMES_PER_HOST: usize = 16_384;
@@ -13,7 +14,11 @@ const NAMES_PER_HOST: usize = 16_384;
 const ENDPOINTS_PER_HOST: usize = 16_384;
 /// Networks of a cluster.
 const NETWORKS: usize = 16_384;
-/// Bytes of a network's description, which goes out as one message: labels take half of them at most.
+/// Services of a cluster.
+const SERVICES: usize = 16_384;
+/// Bytes of all their descriptions: they go whole to a host that follows their network.
+const SERVICE_BYTES: usize = 32 << 20;
+/// Bytes of a network's or a service's description, which goes out as one message: labels take half of them at most.
 const DESCRIPTION: usize = 128 * 1024;
 /// Requests of one host that wait for others to come back.
 const HELD_PER_HOST: usize = 64;
@@ -68,6 +73,32 @@ impl Manager {
                 "the description of network {} takes {bytes} bytes, and {DESCRIPTION} is the most: \
                  give it fewer labels, subnets or addresses",
                 network.name
+            )
+        })
+    }
+
+    /// Whether there may be a service with this description, new or in place of itself.
+    pub(super) fn check_service(&self, service: &Service) -> Result<(), String> {
+        let before = self.state.services.get(&service.epoch);
+        let services = self.state.services.len() - usize::from(before.is_some());
+        check(services, SERVICES, || {
+            format!(
+                "the cluster has {services} services, and {SERVICES} is the most: remove some with `towline service rm`"
+            )
+        })?;
+        let bytes = service.size();
+        let name = &service.spec.name;
+        check(bytes, DESCRIPTION, || {
+            format!(
+                "the description of service {name} takes {bytes} bytes, and {DESCRIPTION} is the most: \
+                 give it fewer labels or ports"
+            )
+        })?;
+        let all = self.state.service_bytes() - before.map_or(0, Service::size) + bytes;
+        check(all, SERVICE_BYTES, || {
+            format!(
+                "with service {name} the descriptions of all services take {all} bytes, and {SERVICE_BYTES} is the most: \
+                 remove some with `towline service rm`"
             )
         })
     }

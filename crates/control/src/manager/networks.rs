@@ -9,18 +9,19 @@ use vtep::Vni;
 use vtep::vxlan::{self, Protection};
 
 use super::Manager;
+use super::ingress::INGRESS;
 use super::subnets::overlap;
 use crate::allocator;
 use crate::events::Action;
 use crate::host::HostId;
-use crate::network::{Addressing, MacMode, Network, NetworkSpec, is_valid_name, quote};
+use crate::network::{Addressing, Endpoint, MacMode, Network, NetworkSpec, is_valid_name, quote};
 use crate::request::{EndpointView, NetworkDetails, Response};
 use crate::row::State as RowState;
 use crate::subnet::Subnet;
 use crate::table::MemberState;
 
 /// Names that mean something else to a user of Docker, or will here.
-const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "ingress"];
+const PREDEFINED: [&str; 4] = ["bridge", "host", "none", INGRESS];
 /// IPv6 needs it on every link (RFC 8200 §5).
 const MTU_MIN_V6: u16 = 1280;
 /// Every IPv4 host takes datagrams of this size (RFC 791).
@@ -40,7 +41,13 @@ impl Manager {
         asking: HostId,
         now: Duration,
     ) -> Result<Response, String> {
-        self.check_name(&spec.name)?;
+        self.check_name(&spec.name, spec.ingress)?;
+        if let Some(vni) = self.state.ingress().filter(|_| spec.ingress) {
+            let Network { name, id, .. } = &self.state.networks[&vni].network;
+            return Err(format!(
+                "ingress network {name} ({id}) is already present: a cluster has one"
+            ));
+        }
         check_size([&spec.labels, &spec.options])?;
         check_addressing(&spec)?;
         let subnets = self.choose_subnets(&spec, routes_in_use, asking)?;
@@ -84,14 +91,24 @@ impl Manager {
         self.state.put_network(network.clone());
         self.note_network(Action::Create, &network);
         self.tell_network(vni);
+        if network.ingress {
+            self.tell_ingress();
+        }
         Ok(Response::Network(network))
     }
 
     pub(super) fn remove_network(&mut self, wanted: &str) -> Result<Response, String> {
         let vni = self.find_network(wanted)?;
+        self.check_unused(vni)?;
         let state = &self.state.networks[&vni];
-        if !state.endpoints.is_empty() {
-            let shown = state.endpoints.values().take(NAMES_SHOWN);
+        // Hosts' own endpoints on the network of published ports go with it.
+        let containers = || {
+            let endpoints = state.endpoints.values();
+            endpoints.filter(|held| is_valid_name(&held.endpoint.container))
+        };
+        let count = containers().count();
+        if count > 0 {
+            let shown = containers().take(NAMES_SHOWN);
             let mut names: Vec<String> = shown
                 .map(|held| {
                     format!(
@@ -101,8 +118,8 @@ impl Manager {
                     )
                 })
                 .collect();
-            if state.endpoints.len() > NAMES_SHOWN {
-                names.push(format!("and {} more", state.endpoints.len() - NAMES_SHOWN));
+            if count > NAMES_SHOWN {
+                names.push(format!("and {} more", count - NAMES_SHOWN));
             }
             return Err(format!(
                 "network {} has active endpoints ({}): remove these containers first",
@@ -116,6 +133,9 @@ impl Manager {
             .ok_or("the network is gone")?;
         self.note_network(Action::Remove, &network);
         self.tell_network_removed(vni);
+        if network.ingress {
+            self.tell_ingress();
+        }
         Ok(Response::Network(network))
     }
 
@@ -135,13 +155,17 @@ impl Manager {
         let mut endpoints: Vec<EndpointView> = state
             .endpoints
             .values()
-            .map(|held| EndpointView {
-                endpoint: held.endpoint.clone(),
-                host: self.host_name(held.owner),
-                host_id: held.owner,
-                state: state
-                    .row_of(&held.endpoint)
-                    .map_or(RowState::Free, |row| row.state),
+            .map(|held| {
+                let row = state.row_of(&held.endpoint);
+                EndpointView {
+                    endpoint: Endpoint {
+                        member: row.and_then(|row| row.member),
+                        ..held.endpoint.clone()
+                    },
+                    host: self.host_name(held.owner),
+                    host_id: held.owner,
+                    state: row.map_or(RowState::Free, |row| row.state),
+                }
             })
             .collect();
         endpoints.sort_by(|a, b| a.endpoint.ips.cmp(&b.endpoint.ips));
@@ -188,6 +212,7 @@ impl Manager {
         network.epoch <= self.state.last()
             && floor.is_none_or(|floor| network.epoch > *floor)
             && is_valid_name(&network.name)
+            && !(network.ingress && self.state.ingress().is_some())
             && check_size([&network.labels, &network.options]).is_ok()
             && self.check_network(network).is_ok()
             && network.addressing.rest_seconds <= REST_MAX
@@ -204,14 +229,14 @@ impl Manager {
             })
     }
 
-    fn check_name(&self, name: &str) -> Result<(), String> {
+    fn check_name(&self, name: &str, ingress: bool) -> Result<(), String> {
         if !is_valid_name(name) {
             return Err(format!(
                 "invalid network name {}: it must match [a-z0-9][a-z0-9_.-]{{0,62}}",
                 quote(name)
             ));
         }
-        if PREDEFINED.contains(&name) {
+        if PREDEFINED.contains(&name) && !(ingress && name == INGRESS) {
             return Err(format!(
                 "{name} is a pre-defined network and cannot be created: choose another name"
             ));

@@ -1,9 +1,11 @@
 //! What a manager must not forget, in memory, with every change noted for the store.
 //!
 //! Keys of the store: `meta`, `host/ID`, `certificate/ID`, `revoked/ID`, `token/ROLE`, `standby/ID`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
-//! `cursor/VNI/SUBNET`, `lease/VNI/HOST`. One counter orders everything: epochs and revisions are drawn from it.
+//! `cursor/VNI/SUBNET`, `lease/VNI/HOST`, `service/EPOCH`, `gone/SERVICE`. One counter orders everything: epochs and revisions are drawn from it.
 
-use std::collections::{BTreeMap, HashMap};
+mod services;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use crate::network::{Endpoint, Network};
 use crate::pki::Role;
 use crate::request::SubnetUsage;
 use crate::row::{Row, State as RowState};
+use crate::service::Service;
 use crate::store::Write;
 use crate::subnet::Subnet;
 use crate::table::Table;
@@ -57,6 +60,9 @@ struct Meta {
     gaps: Vec<(Epoch, Epoch)>,
     #[serde(default)]
     vxlan_port: Option<u16>,
+    /// Whether there ever was a network of published ports: one that was removed is not made again.
+    #[serde(default)]
+    had_ingress: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,6 +77,17 @@ struct StoredRow {
 pub(super) struct Held {
     pub(super) endpoint: Endpoint,
     pub(super) owner: HostId,
+}
+
+impl Held {
+    /// What an endpoint is a member of, its rows say.
+    pub(super) fn new(endpoint: &Endpoint, owner: HostId) -> Self {
+        let endpoint = Endpoint {
+            member: None,
+            ..endpoint.clone()
+        };
+        Self { endpoint, owner }
+    }
 }
 
 /// One network and all that is in it.
@@ -182,6 +199,14 @@ pub(super) struct State {
     pub(super) networks: BTreeMap<Vni, NetworkState>,
     /// When a removed network's VNI was given up: nothing of it from before comes back.
     pub(super) floors: BTreeMap<Vni, Epoch>,
+    pub(super) services: BTreeMap<Epoch, Service>,
+    service_bytes: usize,
+    /// When a removed service's name was given up: nothing of it from before comes back.
+    service_floors: BTreeMap<String, Epoch>,
+    /// Services with changes not yet sent, by network.
+    service_news: BTreeMap<Vni, BTreeSet<Epoch>>,
+    ingress: Option<Vni>,
+    had_ingress: bool,
     writes: Vec<Write>,
     meta_changed: bool,
     /// Networks with changes not yet sent, and the revision that their subscribers have.
@@ -212,6 +237,12 @@ impl State {
             names: BTreeMap::new(),
             networks: BTreeMap::new(),
             floors: BTreeMap::new(),
+            services: BTreeMap::new(),
+            service_bytes: 0,
+            service_floors: BTreeMap::new(),
+            service_news: BTreeMap::new(),
+            ingress: None,
+            had_ingress: false,
             writes: Vec::new(),
             meta_changed: entries.is_empty(),
             dirty: BTreeMap::new(),
@@ -222,6 +253,9 @@ impl State {
             .filter(|(key, _)| key.starts_with("network/"))
         {
             let network: Network = parse(key, value)?;
+            if network.ingress {
+                state.ingress = Some(network.vni);
+            }
             state
                 .networks
                 .insert(network.vni, NetworkState::new(network));
@@ -251,7 +285,7 @@ impl State {
                     });
                 }
                 (self.last, self.next_vni, self.gaps) = (meta.last, meta.next_vni, meta.gaps);
-                self.vxlan_port = meta.vxlan_port;
+                (self.vxlan_port, self.had_ingress) = (meta.vxlan_port, meta.had_ingress);
             }
             ("host", Some(_)) => {
                 let info: HostInfo = parse(key, value)?;
@@ -285,6 +319,11 @@ impl State {
             ("name", Some(name)) => drop(self.names.insert(name.to_owned(), parse(key, value)?)),
             ("floor", Some(vni)) => drop(self.floors.insert(parse(key, vni)?, parse(key, value)?)),
             ("network", Some(_)) => {}
+            ("service", Some(_)) => drop(self.enter_service(parse(key, value)?)),
+            ("gone", Some(name)) => {
+                let floor = parse(key, value)?;
+                self.service_floors.insert(name.to_owned(), floor);
+            }
             ("row" | "endpoint" | "cursor" | "lease", Some(vni)) => {
                 let network = self.networks.get_mut(&parse::<Vni>(key, vni)?);
                 let network = network.ok_or_else(|| entry_error(key, "its network is missing"))?;
@@ -361,6 +400,7 @@ impl State {
                 next_vni: self.next_vni,
                 gaps: self.gaps.clone(),
                 vxlan_port: self.vxlan_port,
+                had_ingress: self.had_ingress,
             };
             self.write("meta".to_owned(), &meta);
         }
@@ -489,6 +529,7 @@ impl State {
 
     pub(super) fn put_network(&mut self, network: Network) {
         self.write(format!("network/{}", network.vni.get()), &network);
+        self.enter_ingress(network.vni, network.ingress);
         self.networks
             .insert(network.vni, NetworkState::new(network));
     }
@@ -497,6 +538,7 @@ impl State {
     pub(super) fn remove_network(&mut self, vni: Vni) -> Option<Network> {
         let gone = self.networks.remove(&vni)?;
         self.dirty.remove(&vni);
+        self.ingress = self.ingress.filter(|ingress| *ingress != vni);
         let floor = self.draw();
         self.floors.insert(vni, floor);
         self.write(format!("floor/{}", vni.get()), &floor);

@@ -29,8 +29,12 @@ impl Manager {
             && self.may_adopt_network(&lost)
         {
             tracing::info!(network = %lost.name, "took back a network that the store had lost");
+            let ingress = lost.ingress;
             self.state.put_network(lost);
             self.tell_network(vni);
+            if ingress {
+                self.tell_ingress();
+            }
         }
         let Some(state) = self.state.networks.get(&vni) else {
             // A network that this store never had may be one that it lost: nobody is stopped for that.
@@ -44,6 +48,7 @@ impl Manager {
         let resumes = generation == self.state.last().generation()
             && !self.state.is_lost(Epoch::new(generation, revision));
         self.send(connection, ToAgent::Network(network));
+        self.send_services(connection, vni);
         self.send_rows(connection, vni, if resumes { revision } else { 0 });
     }
 
@@ -67,6 +72,7 @@ impl Manager {
             message,
         });
         for connection in to {
+            self.send_services(connection, vni);
             self.send_rows(connection, vni, 0);
         }
     }

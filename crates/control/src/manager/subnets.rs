@@ -45,9 +45,9 @@ impl Manager {
         // What is asked for by number is refused for its own faults before anything is drawn beside it.
         subnet::plan(&named, &[], &[], &[])?;
         for net in &named {
-            self.check_free(*net, routes_in_use, asking)?;
+            self.check_free(*net, routes_in_use, asking, spec.ingress)?;
         }
-        let mut taken = self.taken(routes_in_use);
+        let mut taken = self.taken(routes_in_use, spec.ingress);
         taken.extend(&named);
         let mut nets = Vec::new();
         for wanted in wanted {
@@ -69,8 +69,10 @@ impl Manager {
         net: IpNet,
         routes_in_use: &[IpNet],
         asking: HostId,
+        for_ingress: bool,
     ) -> Result<(), String> {
-        if let Some(ingress) = self.ingress().filter(|ingress| overlaps(net, *ingress)) {
+        let kept = self.kept_for_ingress().filter(|_| !for_ingress);
+        if let Some(ingress) = kept.filter(|ingress| overlaps(net, *ingress)) {
             return Err(format!(
                 "subnet {net} overlaps {ingress}, which is kept for the network ingress"
             ));
@@ -110,12 +112,12 @@ impl Manager {
     }
 
     /// All that a drawn subnet must keep clear of.
-    fn taken(&self, routes_in_use: &[IpNet]) -> Vec<IpNet> {
+    fn taken(&self, routes_in_use: &[IpNet], for_ingress: bool) -> Vec<IpNet> {
         let networks = self.state.networks.values();
         let subnets = networks.flat_map(|state| state.network.subnets.iter().map(|s| s.net));
         let hosts = self.state.hosts.values().map(|host| IpNet::from(host.vtep));
         let routes = routes_in_use.iter().filter(|route| route.prefix_len() > 0);
-        let ingress = self.ingress();
+        let ingress = self.kept_for_ingress().filter(|_| !for_ingress);
         subnets
             .chain(hosts)
             .chain(routes.copied())
@@ -124,7 +126,7 @@ impl Manager {
     }
 
     /// The first subnet of the first IPv4 pool, as in Swarm, for the network that carries published ports.
-    fn ingress(&self) -> Option<IpNet> {
+    fn kept_for_ingress(&self) -> Option<IpNet> {
         let mut pools = self.pools().iter();
         let pool = pools.find(|pool| matches!(pool.base, IpNet::V4(_)))?;
         Some(pool.first())

@@ -1,6 +1,7 @@
 //! Networks: what a client asks becomes a request to the manager, and back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use control::{NetworkDetails, NetworkSpec, Request, Response, State, SubnetUsage};
@@ -8,12 +9,14 @@ use ipnet::IpNet;
 use netns::Netlink;
 use vtep::Vni;
 
-use super::Agent;
+use super::{Agent, Member};
 use crate::api::{Endpoint, Network, NetworkCreate, NetworkSummary, Peer, Subnet, Usage};
 use crate::config::check_name;
 
 const DRIVER: &str = "overlay";
 const SCOPE: &str = "cluster";
+/// Times that a manager is asked for the network of published ports: it lets each wait for 3 s while it may give nothing away, 10 s at most.
+const INGRESS_TRIES: usize = 4;
 
 /// Creates a network that overlaps neither another nor what this host routes.
 pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Network> {
@@ -94,6 +97,41 @@ pub(super) fn remove(agent: &Agent, name: String, force: bool) -> anyhow::Result
     }
     member.control.request(Request::RemoveNetwork(name))?;
     Ok(())
+}
+
+/// Has the manager make the network of published ports, unless the cluster has or had one: an agent asks, because the manager cannot
+/// know which prefixes its host routes. In a thread of its own, for a manager that has just started lets it wait.
+pub(super) fn make_ingress(agent: &Arc<Agent>, member: &Arc<Member>) {
+    let (agent, member) = (Arc::clone(agent), Arc::downgrade(member));
+    let ask = move || {
+        let routes_in_use = routes_in_use(&agent)?;
+        // Each of these waits for as long as the manager holds it back.
+        let mut last = None;
+        for _ in 0..INGRESS_TRIES {
+            let Some(member) = member.upgrade() else {
+                return Ok(());
+            };
+            let routes_in_use = routes_in_use.clone();
+            match member
+                .control
+                .request(Request::MakeIngress { routes_in_use })
+            {
+                Ok(_) => return Ok(()),
+                Err(error) => last = Some(error),
+            }
+        }
+        last.map_or(Ok(()), |error| Err(error.into()))
+    };
+    let body = move || {
+        let asked: anyhow::Result<()> = ask();
+        if let Err(error) = asked {
+            tracing::warn!("there is no network of published ports: {error:#}");
+        }
+    };
+    let thread = std::thread::Builder::new().name("make-ingress".to_owned());
+    if let Err(error) = thread.spawn(body) {
+        tracing::warn!("cannot start a thread: {error}");
+    }
 }
 
 /// The manager answered a request with another request's answer.

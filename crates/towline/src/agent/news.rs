@@ -10,7 +10,7 @@ use control::{Event, TableChange};
 use crossbeam_channel::Receiver;
 use vtep::Vni;
 
-use super::{Agent, Member, announce, container, installed, manager, misdelivery, port};
+use super::{Agent, Member, announce, container, installed, manager, misdelivery, network, port};
 
 /// How long changes of tables that follow each other closely are gathered, so that the datapath gets them as one.
 const GATHERED_AT_MOST: Duration = Duration::from_millis(2);
@@ -62,6 +62,9 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
         // Control logs its connections itself.
         Event::Connected { cluster, .. } => {
             member.port.connected();
+            if cluster.ingress.is_none() {
+                network::make_ingress(agent, member);
+            }
             for warning in cluster.warnings {
                 tracing::warn!("{warning}");
             }

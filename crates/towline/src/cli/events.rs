@@ -107,6 +107,7 @@ fn line(event: &ClusterEvent) -> String {
     let action = match event.action {
         Action::Join => "join",
         Action::Create => "create",
+        Action::Update => "update",
         Action::Up => "up",
         Action::Down => "down",
         Action::Remove => "remove",
@@ -127,6 +128,16 @@ fn line(event: &ClusterEvent) -> String {
             let ips = output::list(ips);
             format!("endpoint  {action:<7} {container} on {host}: {network} {ips} {mac}")
         }
+        Subject::Service {
+            service, network, ..
+        } => format!("service   {action:<7} {service} on {network}"),
+        Subject::Member {
+            service,
+            network,
+            container,
+            host,
+            ..
+        } => format!("member    {action:<7} {container} on {host}: {service} ({network})"),
     };
     format!("{time}  {subject}")
 }

@@ -505,6 +505,11 @@ fn purpose(request: &Request) -> &'static str {
             "change the VXLAN port: change 'port' in [[hosts]] and restart the agents"
         }
         Request::Verify(_) => "verify its tables against a manager's",
+        Request::CreateService(_)
+        | Request::UpdateService { .. }
+        | Request::RemoveService(_)
+        | Request::Services
+        | Request::Service(_) => "have services",
         Request::Events(_) => "follow a manager's events",
         _ => "do what only a manager can",
     }
