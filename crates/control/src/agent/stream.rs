@@ -48,6 +48,8 @@ pub(super) struct Stream {
     settled: bool,
     /// The highest place that any news claimed, to notice what is missing.
     claimed: (u16, u64),
+    /// What came in answer to the subscription on this connection is complete.
+    answered: bool,
     receiving: Option<Receiving>,
     resync_asked: Option<Duration>,
     news_at: Option<Duration>,
@@ -80,6 +82,7 @@ impl Stream {
             revision: 0,
             settled: false,
             claimed: (0, 0),
+            answered: false,
             receiving: None,
             resync_asked: None,
             news_at: None,
@@ -154,6 +157,7 @@ impl Stream {
         self.receiving = None;
         self.listing = None;
         self.unmarked = true;
+        self.answered = false;
         self.resync_asked = None;
         self.claimed = (self.generation, self.revision);
     }
@@ -202,11 +206,12 @@ impl Stream {
         let place = self.place(&rows);
         let mut changes = Vec::new();
         let mut complete = false;
-        // Whether or not something before them is missing: a row is never wrong, at most older than what is known.
-        for row in &rows.rows {
-            self.table.apply(row.clone(), &mut changes);
-        }
+        // Out of their order they are asked for again. Merged at once, a row whose epoch is older than a snapshot that is still on
+        // its way, but not in it, would be taken for one of a lost life: what was leased ahead has such rows.
         if let Some(mut receiving) = place {
+            for row in &rows.rows {
+                self.table.apply(row.clone(), &mut changes);
+            }
             if rows.from == 0 {
                 receiving
                     .seen
@@ -310,9 +315,12 @@ impl Stream {
                     == (rows.generation, rows.from, rows.to, rows.part)
             });
         }
-        let follows =
-            rows.from == 0 || rows.generation == self.generation && rows.from <= self.revision;
-        follows.then(|| Receiving {
+        let here = (self.generation, self.revision);
+        // A snapshot from before what is known, of the same life of the manager, came late.
+        let late = self.answered && (rows.generation, rows.to) < here;
+        let follows = rows.generation == self.generation && rows.from <= self.revision;
+        let placed = if rows.from == 0 { !late } else { follows };
+        placed.then(|| Receiving {
             generation: rows.generation,
             from: rows.from,
             to: rows.to,
@@ -327,6 +335,7 @@ impl Stream {
         if done.generation < self.generation {
             return;
         }
+        self.answered = true;
         let newer = done.generation > self.generation;
         if done.from == 0 {
             // A manager that lost nothing never forgets a row and never lowers its epoch. So what a settled snapshot lacks or
@@ -368,5 +377,86 @@ impl Stream {
                 changes,
             }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::row::State;
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    fn row(last: u8, counter: u64, state: State) -> Row {
+        Row {
+            ip: [10, 0, 9, last].into(),
+            epoch: Epoch::new(1, counter),
+            owner: HostId::from_bytes([1; 16]),
+            owner_seq: 1,
+            state,
+            mac: MacAddr::new([2, 0, 10, 0, 9, last]),
+            member: None,
+        }
+    }
+
+    fn rows(from: u64, to: u64, rows: Vec<Row>) -> Rows {
+        Rows {
+            vni: Vni::new(4096).unwrap(),
+            generation: 1,
+            from,
+            to,
+            part: 0,
+            last: true,
+            settled: true,
+            rows,
+        }
+    }
+
+    /// An address that was leased ahead is used: its epoch was drawn long before its row was made.
+    fn old_epoch_in_new_row() -> Rows {
+        rows(100, 120, vec![row(5, 50, State::Up)])
+    }
+
+    fn snapshot() -> Rows {
+        let of_old = row(5, 20, State::Free);
+        rows(0, 100, vec![of_old, row(6, 90, State::Up)])
+    }
+
+    fn heard(messages: &[Rows]) -> Stream {
+        let mut stream = Stream::new(Vni::new(4096).unwrap(), std::iter::empty());
+        for message in messages {
+            stream.handle_rows(message.clone(), NOW, &mut VecDeque::new());
+        }
+        stream
+    }
+
+    #[test]
+    fn news_that_overtake_a_snapshot_are_asked_for_again() {
+        let mut stream = heard(&[old_epoch_in_new_row()]);
+        assert!(stream.table().is_empty());
+        assert!(stream.poll_resync(NOW).is_some());
+        stream.handle_rows(snapshot(), NOW, &mut VecDeque::new());
+        assert_eq!((stream.generation, stream.revision), (1, 100));
+        let asked = stream.poll_resync(NOW);
+        assert!(
+            matches!(asked, Some(ToManager::Subscribe { revision: 100, .. })),
+            "{asked:?}"
+        );
+        stream.handle_rows(old_epoch_in_new_row(), NOW, &mut VecDeque::new());
+        let used = old_epoch_in_new_row().rows.remove(0);
+        assert_eq!(stream.table().row(used.ip), Some(&used));
+        assert_eq!(stream.revision, 120);
+    }
+
+    #[test]
+    fn a_snapshot_that_comes_again_late_takes_nothing_back() {
+        let used = old_epoch_in_new_row().rows.remove(0);
+        let mut stream = heard(&[snapshot(), old_epoch_in_new_row(), snapshot()]);
+        assert_eq!(stream.table().row(used.ip), Some(&used));
+        // On another connection it is another manager's, who does not know that row: it is of a life that was lost.
+        stream.disconnected();
+        stream.handle_rows(snapshot(), NOW, &mut VecDeque::new());
+        let row = stream.table().row(used.ip).unwrap();
+        assert_eq!(row.epoch, Epoch::new(1, 20));
     }
 }
