@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netns::nftables::Protocol;
 use netns::{Hop, Netlink, Netns, NetnsError, Route, Rule, TableRoute, Vxlan, sysctl};
 use towline_tests::{TestNetns, sh, unique};
 
@@ -416,13 +417,23 @@ fn rules_lead_to_tables_of_their_own() {
         from: from.map(net),
         to: to.map(net),
         input: input.map(str::to_owned),
+        source_port: None,
+        not_by_default: false,
         table: 4789,
     };
-    let rules = [
+    let answers_of_a_server = |any| Rule {
+        source_port: Some((Protocol::Udp, 53)),
+        not_by_default: true,
+        ..rule(Some(any), None, None)
+    };
+    let mut rules = [
+        answers_of_a_server("0.0.0.0/0"),
+        answers_of_a_server("::/0"),
         rule(None, Some("::1/128"), Some("ingress")),
         rule(Some("10.0.0.2/32"), None, None),
         rule(Some("fd00::2/128"), None, None),
     ];
+    rules.sort();
     let route = |dst: &str, hop| TableRoute {
         table: 4789,
         dst: net(dst),

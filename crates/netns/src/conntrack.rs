@@ -240,13 +240,30 @@ impl NetfilterSocket {
     /// When the kernel refuses. Those before are forgotten.
     pub fn delete_connections(&mut self, filter: &Filter) -> Result<usize, NetfilterError> {
         let meant = self.connections(filter)?;
-        for connection in &meant {
+        self.delete_all(&meant)
+    }
+
+    /// The same for the connections of which `is_meant` says so: however many conditions there are, the table is read once.
+    ///
+    /// # Errors
+    /// As [`Self::delete_connections`].
+    pub fn delete_connections_where(
+        &mut self,
+        is_meant: impl Fn(&Connection) -> bool,
+    ) -> Result<usize, NetfilterError> {
+        let mut meant = self.connections(&Filter::new())?;
+        meant.retain(is_meant);
+        self.delete_all(&meant)
+    }
+
+    fn delete_all(&mut self, connections: &[Connection]) -> Result<usize, NetfilterError> {
+        for connection in connections {
             match self.about(DELETE, connection, |_| {}, "forget") {
                 Err(error) if error.is_absent() => {}
                 done => done?,
             }
         }
-        Ok(meant.len())
+        Ok(connections.len())
     }
 
     /// Sets how long a connection stays if nothing more is sent, in whole seconds. Each packet sets it anew.

@@ -6,28 +6,37 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla};
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use rtnetlink::packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use rustix::io::Errno;
 
+use crate::nftables::Protocol;
 use crate::routes::{hop_of, ip_of};
 use crate::{Netlink, NetlinkError};
+
+/// `FRA_SPORT_MASK` (`linux/fib_rules.h`), two bytes.
+const SOURCE_PORT_MASK: u16 = 28;
 
 /// A rule as `ip rule` has it: packets that fit are looked up in a table; one without a route there goes on to the next rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rule {
     /// Its place: lower is earlier. The main table's is 32766.
     pub priority: u32,
-    /// Whose packets: those from these addresses. One of `from` and `to` is named; they say the family.
+    /// Whose packets: those from these addresses. One of `from` and `to` is named; they say the family, with a prefix of
+    /// length 0 nothing else.
     pub from: Option<IpNet>,
     /// Those to these addresses.
     pub to: Option<IpNet>,
     /// Those that came in by this interface.
     pub input: Option<String>,
+    /// Those of this protocol, sent from this port.
+    pub source_port: Option<(Protocol, u16)>,
+    /// A default route that is found in the table does not count: the next rule is asked then.
+    pub not_by_default: bool,
     /// The table.
     pub table: u32,
 }
@@ -200,15 +209,24 @@ impl Rule {
         // Tables above 255 have their number in an attribute alone.
         message.header.table = u8::try_from(self.table).unwrap_or_default();
         let attributes = &mut message.attributes;
-        if let Some(from) = self.from {
+        if let Some(from) = self.from.filter(|from| from.prefix_len() > 0) {
             message.header.src_len = from.prefix_len();
             attributes.push(RuleAttribute::Source(from.network()));
         }
-        if let Some(to) = self.to {
+        if let Some(to) = self.to.filter(|to| to.prefix_len() > 0) {
             message.header.dst_len = to.prefix_len();
             attributes.push(RuleAttribute::Destination(to.network()));
         }
         attributes.extend(self.input.clone().map(RuleAttribute::Iifname));
+        if let Some((protocol, port)) = self.source_port {
+            let protocol = IpProtocol::from(i32::from(protocol.number()));
+            attributes.push(RuleAttribute::IpProtocol(protocol));
+            let (start, end) = (port, port);
+            attributes.push(RuleAttribute::SourcePortRange(RulePortRange { start, end }));
+        }
+        if self.not_by_default {
+            attributes.push(RuleAttribute::SuppressPrefixLen(0));
+        }
         attributes.push(RuleAttribute::Table(self.table));
         attributes.push(RuleAttribute::Priority(self.priority));
         message
@@ -228,7 +246,14 @@ impl fmt::Display for Rule {
         if let Some(input) = &self.input {
             write!(f, " iif {input}")?;
         }
-        write!(f, " lookup {} priority {}", self.table, self.priority)
+        if let Some((protocol, port)) = self.source_port {
+            write!(f, " ipproto {} sport {port}", protocol.number())?;
+        }
+        write!(f, " lookup {}", self.table)?;
+        if self.not_by_default {
+            f.write_str(" suppress_prefixlength 0")?;
+        }
+        write!(f, " priority {}", self.priority)
     }
 }
 
@@ -251,8 +276,11 @@ fn rule_of(message: &RuleMessage) -> Option<Rule> {
         from: None,
         to: None,
         input: None,
+        source_port: None,
+        not_by_default: false,
         table: header.table.into(),
     };
+    let (mut protocol, mut port) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Source(ip) => rule.from = IpNet::new(*ip, header.src_len).ok(),
@@ -260,12 +288,43 @@ fn rule_of(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::Iifname(name) => rule.input = Some(name.clone()),
             RuleAttribute::Table(table) => rule.table = *table,
             RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::IpProtocol(number) => {
+                let number = i32::from(*number);
+                protocol = [Protocol::Tcp, Protocol::Udp]
+                    .into_iter()
+                    .find(|known| i32::from(known.number()) == number);
+            }
+            RuleAttribute::SourcePortRange(range) if range.start == range.end => {
+                port = Some(range.start);
+            }
+            RuleAttribute::SuppressPrefixLen(0) => rule.not_by_default = true,
+            // Said beside a range of one port since Linux 6.15: all of its bits count.
+            RuleAttribute::Other(other) if other.kind() == SOURCE_PORT_MASK => {
+                let mut mask = [0; 2];
+                if other.value_len() != mask.len() {
+                    return None;
+                }
+                other.emit_value(&mut mask);
+                if mask != [0xff; 2] {
+                    return None;
+                }
+            }
             RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
             _ => return None,
         }
     }
+    rule.source_port = protocol.zip(port);
+    if rule.source_port.is_some() && rule.from.is_none() && rule.to.is_none() {
+        let any = match header.family {
+            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
+        rule.from = IpNet::new(any, 0).ok();
+    }
     let is_plain = header.action == RuleAction::ToTable && header.tos == 0;
-    (is_plain && (rule.from.is_some() || rule.to.is_some())).then_some(rule)
+    let is_whole = rule.source_port.is_some() || (protocol.is_none() && port.is_none());
+    let has_family = rule.from.is_some() || rule.to.is_some();
+    (is_plain && is_whole && has_family).then_some(rule)
 }
 
 fn route_of(message: &RouteMessage, names: &HashMap<u32, String>) -> Option<TableRoute> {
@@ -312,6 +371,8 @@ mod tests {
             from: Some(net("10.0.0.2/32")),
             to: None,
             input: Some("ingress".to_owned()),
+            source_port: None,
+            not_by_default: false,
             table: 4789,
         };
         assert_eq!(rule_of(&rule.message()), Some(rule.clone()));
@@ -319,6 +380,22 @@ mod tests {
             rule.to_string(),
             "rule from 10.0.0.2/32 iif ingress lookup 4789 priority 4789"
         );
+        for any in ["0.0.0.0/0", "::/0"] {
+            let rule = Rule {
+                from: Some(net(any)),
+                input: None,
+                source_port: Some((Protocol::Udp, 53)),
+                not_by_default: true,
+                ..rule.clone()
+            };
+            assert_eq!(rule_of(&rule.message()), Some(rule.clone()));
+            assert_eq!(
+                rule.to_string(),
+                format!(
+                    "rule from {any} ipproto 17 sport 53 lookup 4789 suppress_prefixlength 0 priority 4789"
+                )
+            );
+        }
         assert_eq!(rule_of(&RuleMessage::default()), None);
     }
 

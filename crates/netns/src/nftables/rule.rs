@@ -37,6 +37,8 @@ pub mod state {
 
 /// Bits of [`Field::Status`] (`enum ip_conntrack_status`).
 pub mod status {
+    /// It was answered.
+    pub const SEEN_REPLY: u32 = 2;
     /// Its source is translated.
     pub const SNAT: u32 = 0x10;
     /// Its destination is translated.
