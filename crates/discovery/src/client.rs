@@ -20,7 +20,7 @@ use netns::nftables::{
 
 use crate::content::Content;
 use crate::error::ApplyError;
-use crate::flows::{self, Flows};
+use crate::flows;
 use crate::plan::{ClientPlan, ClientService, Pool};
 
 /// The seed of balancing by source: the same everywhere, so that a client's way does not depend on where it enters.
@@ -56,15 +56,7 @@ impl InstalledClient {
         let before = self.content.take();
         if !(known.is_none() && content.is_empty() && !flows::has_table(netns, &table())?) {
             flows::commit(netns, &table(), &content, before.as_ref())?;
-            let gone = Flows {
-                members: members_of(known.as_ref()),
-                virtual_addresses: vips_of(known.as_ref()),
-            }
-            .less(&members_of(Some(plan)), &vips_of(Some(plan)));
-            gone.purge(netns)?;
-            if known.is_none() {
-                flows::purge_strangers(netns, &vips_of(Some(plan)), &members_of(Some(plan)))?;
-            }
+            purge(netns, known.as_ref(), plan)?;
         }
         self.content = Some(content);
         self.plan = Some(plan.clone());
@@ -80,19 +72,40 @@ impl InstalledClient {
     }
 }
 
+/// Ends what is remembered of connections to members and virtual addresses that are gone. What stood before is not known after this
+/// program's start: then it ends connections to virtual addresses that are answered by nobody who is a member.
+fn purge(netns: &Netns, known: Option<&ClientPlan>, plan: &ClientPlan) -> Result<(), ApplyError> {
+    let (vips, members) = (vips_of(plan), members_of(plan));
+    let Some(known) = known else {
+        return flows::purge(netns, |connection| {
+            vips.contains(&connection.original.destination)
+                && !members.contains(&connection.reply.source)
+        });
+    };
+    let gone_members = &members_of(known) - &members;
+    let gone_vips = &vips_of(known) - &vips;
+    if gone_members.is_empty() && gone_vips.is_empty() {
+        return Ok(());
+    }
+    flows::purge(netns, |connection| {
+        gone_members.contains(&connection.reply.source)
+            || gone_vips.contains(&connection.original.destination)
+    })
+}
+
 fn table() -> Table {
     Table::new(Family::Inet, "towline")
 }
 
-fn members_of(plan: Option<&ClientPlan>) -> BTreeSet<IpAddr> {
-    let services = plan.into_iter().flat_map(|plan| &plan.services);
+fn members_of(plan: &ClientPlan) -> BTreeSet<IpAddr> {
+    let services = plan.services.iter();
     services
         .flat_map(|service| service.pool.members.iter().copied())
         .collect()
 }
 
-fn vips_of(plan: Option<&ClientPlan>) -> BTreeSet<IpAddr> {
-    let services = plan.into_iter().flat_map(|plan| &plan.services);
+fn vips_of(plan: &ClientPlan) -> BTreeSet<IpAddr> {
+    let services = plan.services.iter();
     services
         .flat_map(|service| service.vips.iter().copied())
         .collect()

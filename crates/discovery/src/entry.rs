@@ -4,7 +4,7 @@
 //! prerouting, output: to this host, published port ──▶ publish-8080-tcp ──▶ whose turn it is: a member's address and port
 //! postrouting: sources that mean nothing elsewhere ──▶ this host's own address on the ingress network
 //! forward: by towline_ingress goes what is published, and its answers; nothing else
-//! input: published ports that no member serves are refused at once; by towline_ingress comes nothing else for this host
+//! input, output: published ports that no member serves are refused at once; by towline_ingress comes nothing else for this host
 //! ```
 //!
 //! All else keeps the client's address. The answer comes back to this host, because a member sends it to the host that it came by
@@ -20,10 +20,10 @@ use std::net::IpAddr;
 use control::service;
 use control::service::PublishOn;
 use ipnet::IpNet;
-use netns::conntrack::Filter;
+use netns::conntrack::Connection;
 use netns::nftables::{
-    Base, Chain, Data, Element, Family, Field, Protocol, Rule, Set, Table, Type, Value, Verdict,
-    state, status,
+    Base, Chain, Data, Element, Family, Field, Protocol, Rule, Set, Snapshot, Table, Type, Value,
+    Verdict, state, status,
 };
 use netns::{Hop, Netlink, NetlinkError, Netns, Rule as RoutingRule, TableRoute, sysctl};
 
@@ -42,6 +42,7 @@ const UNSERVED: &str = "unserved";
 pub struct InstalledEntry {
     plan: Option<EntryPlan>,
     content: Option<Content>,
+    snapshot: Snapshot,
 }
 
 impl InstalledEntry {
@@ -61,19 +62,36 @@ impl InstalledEntry {
         let before = self.content.take();
         let nothing = content.is_empty();
         if !(known.is_none() && nothing && !flows::has_table(host, &table())?) {
-            // The way back stands before anything is led there, and goes after it.
-            if !nothing && known.as_ref().is_none_or(|known| known.ports.is_empty()) {
-                prepare(host)?;
-            }
-            flows::commit(host, &table(), &content, before.as_ref())?;
-            flows::purge(host, &gone(known.as_ref(), plan))?;
+            // Loopback addresses are taken from our interface only while the table stands that keeps others from them.
             if nothing {
                 forget(host)?;
             }
+            flows::commit(host, &table(), &content, before.as_ref())?;
+            if !nothing && known.as_ref().is_none_or(|known| known.ports.is_empty()) {
+                prepare(host)?;
+            }
+            purge(host, known.as_ref(), plan)?;
         }
+        self.snapshot = flows::snapshot(host, &table())?;
         self.content = Some(content);
         self.plan = Some(plan.clone());
         Ok(())
+    }
+
+    /// Puts the table back if somebody else changed or removed it, as a firewall does that is loaded anew. Says whether it was so.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn repair(&mut self, host: &Netns) -> Result<bool, ApplyError> {
+        let Some(plan) = self.plan.clone().filter(|plan| !plan.ports.is_empty()) else {
+            return Ok(false);
+        };
+        if flows::snapshot(host, &table())? == self.snapshot {
+            return Ok(false);
+        }
+        (self.plan, self.content) = (None, None);
+        self.apply(host, &plan)?;
+        Ok(true)
     }
 
     /// Removes all of ours from the host, and forgets connections that went through it.
@@ -96,18 +114,19 @@ fn loopback_rule() -> RoutingRule {
         from: None,
         to: Some(net("::1/128")),
         input: Some(HOST_INTERFACE.to_owned()),
+        source_port: None,
+        not_by_default: false,
         table: ROUTING_TABLE,
     }
 }
 
 /// Makes answers for loopback addresses find their way.
 fn prepare(host: &Netns) -> Result<(), ApplyError> {
-    let key = format!("net/ipv4/conf/{HOST_INTERFACE}/route_localnet");
-    sysctl::set(host, &key, "1").map_err(|cause| ApplyError::Namespace {
+    sysctl::set(host, &route_localnet(), "1").map_err(|cause| ApplyError::Namespace {
         place: host.to_string(),
         cause,
     })?;
-    let routed = |netlink: &Netlink| {
+    with_netlink(host, |netlink| {
         netlink.add_table_route(&TableRoute {
             table: ROUTING_TABLE,
             dst: net("::1/128"),
@@ -115,13 +134,19 @@ fn prepare(host: &Netns) -> Result<(), ApplyError> {
             dev: HOST_INTERFACE.to_owned(),
         })?;
         netlink.add_rule(&loopback_rule())
-    };
-    with_netlink(host, routed)
+    })
 }
 
-/// The route goes with its interface.
+/// The interface may be gone already, and its setting and the route with it.
 fn forget(host: &Netns) -> Result<(), ApplyError> {
+    if let Err(error) = sysctl::set(host, &route_localnet(), "0") {
+        tracing::debug!("no {HOST_INTERFACE} any more: {error}");
+    }
     with_netlink(host, |netlink| netlink.del_rule(&loopback_rule()))
+}
+
+fn route_localnet() -> String {
+    format!("net/ipv4/conf/{HOST_INTERFACE}/route_localnet")
 }
 
 /// Changes the routes of a namespace.
@@ -137,27 +162,61 @@ pub(crate) fn with_netlink(
         })
 }
 
-/// Connections that end with the change: those to members that left, and those that came by a port that is published no more.
-fn gone(known: Option<&EntryPlan>, plan: &EntryPlan) -> Vec<Filter> {
-    let flows_of = |plan: &EntryPlan| -> BTreeSet<_> {
-        let ports = plan.ports.iter();
-        ports
-            .flat_map(|port| {
-                let members = port.pool.members.iter();
-                members.map(|ip| (port.protocol, port.published, *ip))
-            })
-            .collect()
+/// Ends what is remembered of connections that would not be led as they were: to members that left, by ports that are published no
+/// more, and UDP that began to ask before its port was published. What stood before is not known after this program's start.
+fn purge(host: &Netns, known: Option<&EntryPlan>, plan: &EntryPlan) -> Result<(), ApplyError> {
+    let flows = flows_of(plan);
+    let Some(known) = known else {
+        return flows::purge(host, |connection| {
+            let answers = connection.reply.source;
+            let led = connection.original.destination != answers
+                && plan.subnets.iter().any(|subnet| subnet.contains(&answers));
+            led && !flows.contains(&flow_of(connection))
+        });
     };
-    let now = flows_of(plan);
-    let before = known.map(flows_of).unwrap_or_default();
-    before
-        .difference(&now)
-        .map(|(protocol, published, ip)| {
-            Filter::new()
-                .protocol(number_of(*protocol))
-                .original_destination_port(*published)
-                .reply_source(*ip)
+    let gone = &flows_of(known) - &flows;
+    let fresh = &udp_ports_of(plan) - &udp_ports_of(known);
+    if gone.is_empty() && fresh.is_empty() {
+        return Ok(());
+    }
+    flows::purge(host, |connection| {
+        let answered = connection.status & status::SEEN_REPLY != 0;
+        gone.contains(&flow_of(connection))
+            || (connection.protocol == Protocol::Udp.number()
+                && !answered
+                && connection.original.destination == connection.reply.source
+                && fresh.contains(&connection.original.destination_port))
+    })
+}
+
+/// A protocol's number, a published port, and who answers there.
+type Flow = (u8, u16, IpAddr);
+
+fn flow_of(connection: &Connection) -> Flow {
+    (
+        connection.protocol,
+        connection.original.destination_port,
+        connection.reply.source,
+    )
+}
+
+fn flows_of(plan: &EntryPlan) -> BTreeSet<Flow> {
+    let ports = plan.ports.iter();
+    ports
+        .flat_map(|port| {
+            let protocol = number_of(port.protocol).number();
+            let members = port.pool.members.iter();
+            members.map(move |ip| (protocol, port.published, *ip))
         })
+        .collect()
+}
+
+fn udp_ports_of(plan: &EntryPlan) -> BTreeSet<u16> {
+    let udp = |port: &&EntryPort| port.protocol == service::Protocol::Udp;
+    plan.ports
+        .iter()
+        .filter(udp)
+        .map(|port| port.published)
         .collect()
 }
 
@@ -208,6 +267,16 @@ fn content(plan: &EntryPlan) -> Content {
         Chain::base("input", Base::filter_input()),
         input(unserved.then_some(&key)),
     );
+    if unserved {
+        let rule = Rule::new("published ports that nobody serves").to_this_host();
+        content.chain(
+            Chain::base("unserved-output", Base::filter_output()),
+            vec![
+                rule.has_any(Field::State, state::NEW)
+                    .verdict_from(UNSERVED, &key),
+            ],
+        );
+    }
     content
 }
 
@@ -229,7 +298,9 @@ fn ports(plan: &EntryPlan, content: &mut Content) -> bool {
         };
         let (mut led, mut refused) = (Vec::new(), Vec::new());
         for port in holders {
-            let idle = port.idle_timeout;
+            let pool = &port.pool;
+            let served = !(pool.v4.is_empty() && pool.v6.is_empty());
+            let idle = port.idle_timeout.filter(|_| served);
             led.extend(idle_rules(content, idle, |comment| {
                 accepted_on(Rule::new(comment), port)
             }));

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! in    prerouting   the frame's source MAC ──▶ the connection's label
-//! out   rules        from the member's ingress address: table 4789 ──▶ a gateway on `ingress`, with a neighbour of ours
+//! out   rules        from the member's ingress address, or a published UDP port: table 4789 ──▶ a gateway on `ingress`, with a
+//!                    neighbour of ours
 //!       postrouting  the label ──▶ the packet's mark and priority, because a chain at the interface sees no connection
 //!       egress       mark and priority ──▶ the frame's destination MAC
 //! ```
@@ -15,6 +16,7 @@
 //! lost goes on. By `ingress` come only connections to the published ports.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use control::service;
 use ipnet::IpNet;
@@ -30,6 +32,9 @@ use crate::entry::{number_of, with_netlink};
 use crate::error::ApplyError;
 use crate::flows;
 use crate::plan::{MEMBER_INTERFACE, MemberPlan, ROUTING_TABLE};
+
+/// The kernel's main routing table (`RT_TABLE_MAIN`).
+const MAIN_TABLE: u32 = 254;
 
 /// What stands in the namespace of a member.
 #[derive(Debug, Default)]
@@ -51,8 +56,8 @@ impl InstalledMember {
         }
         let known = self.plan.take();
         let same_way = known.as_ref().is_some_and(|known| {
-            (&known.ips, &known.gateways, known.gateway_mac)
-                == (&plan.ips, &plan.gateways, plan.gateway_mac)
+            (known.gateway_mac, &known.gateways, ways_back(known))
+                == (plan.gateway_mac, &plan.gateways, ways_back(plan))
         });
         if !same_way {
             with_netlink(netns, |netlink| {
@@ -65,7 +70,7 @@ impl InstalledMember {
                         dev: MEMBER_INTERFACE.to_owned(),
                     })?;
                 }
-                let wanted: BTreeSet<_> = plan.ips.iter().map(|ip| way_back(*ip)).collect();
+                let wanted = ways_back(plan);
                 for rule in &wanted {
                     netlink.add_rule(rule)?;
                 }
@@ -106,14 +111,45 @@ fn everywhere(is_v4: bool) -> IpNet {
     all.parse().expect("a subnet that is written here")
 }
 
-fn way_back(ip: std::net::IpAddr) -> RoutingRule {
-    RoutingRule {
-        priority: ROUTING_TABLE,
-        from: Some(IpNet::from(ip)),
+/// The rules by which answers find the table of the ingress network.
+fn ways_back(plan: &MemberPlan) -> BTreeSet<RoutingRule> {
+    let plain = |from, priority| RoutingRule {
+        priority,
+        from: Some(from),
         to: None,
         input: None,
+        source_port: None,
+        not_by_default: false,
         table: ROUTING_TABLE,
-    }
+    };
+    let from_own = plan
+        .ips
+        .iter()
+        .map(|ip| plain(IpNet::from(*ip), ROUTING_TABLE));
+    let udp = plan.targets.iter().filter_map(|(protocol, port)| {
+        (*protocol == service::Protocol::Udp).then_some((Protocol::Udp, *port))
+    });
+    let families: BTreeSet<bool> = plan.gateways.iter().map(IpAddr::is_ipv4).collect();
+    // A server that has bound no address leaves it to the routes whose it answers with. What the main table knows better than by
+    // its default route, such as the overlay's subnets, is answered there.
+    let of_servers = udp.flat_map(|port| {
+        let rules = families.iter().flat_map(move |is_v4| {
+            let source_port = Some(port);
+            let known = RoutingRule {
+                source_port,
+                not_by_default: true,
+                table: MAIN_TABLE,
+                ..plain(everywhere(*is_v4), ROUTING_TABLE + 1)
+            };
+            let other = RoutingRule {
+                source_port,
+                ..plain(everywhere(*is_v4), ROUTING_TABLE + 2)
+            };
+            [known, other]
+        });
+        rules.collect::<Vec<_>>()
+    });
+    from_own.chain(of_servers).collect()
 }
 
 /// Removes our rules but those that are wanted.
@@ -122,7 +158,8 @@ fn remove_rules(
     wanted: &BTreeSet<RoutingRule>,
 ) -> Result<(), NetlinkError> {
     for rule in netlink.rules()? {
-        if rule.table == ROUTING_TABLE && !wanted.contains(&rule) {
+        let ours = (ROUTING_TABLE..=ROUTING_TABLE + 2).contains(&rule.priority);
+        if ours && !wanted.contains(&rule) {
             netlink.del_rule(&rule)?;
         }
     }

@@ -13,8 +13,8 @@ use ipnet::IpNet;
 pub const HOST_INTERFACE: &str = "towline_ingress";
 /// The interface by which a member of a service with published ports takes part in it.
 pub const MEMBER_INTERFACE: &str = "ingress";
-/// The routing table for what leaves by the ingress network, and the preference of the rules that lead to it; VXLAN's port, so that
-/// it is recognised.
+/// The routing table for what leaves by the ingress network; VXLAN's port, so that it is recognised. The rules that lead to it have
+/// this number and the two after it as their priorities.
 pub const ROUTING_TABLE: u32 = 4789;
 
 /// Where new connections of a service go.

@@ -149,8 +149,8 @@ mod tests {
 
     use super::*;
 
-    fn ip(number: u32) -> IpAddr {
-        IpAddr::from([10, 0, (number >> 8) as u8, (number & 0xff) as u8])
+    fn ip(number: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, number])
     }
 
     fn members(weights: &[u16]) -> Vec<(IpAddr, u16)> {
