@@ -77,7 +77,7 @@ impl Site<'_> {
                 }
             }
             Step::Table { ipv4, ipv6 } => {
-                nat::apply(self.host.netns(), *ipv4, *ipv6)?;
+                nat::apply(self.host.netns(), (*ipv4, *ipv6), &[])?;
                 return Ok(Some(Undo::DeleteTable));
             }
             // What follows changes a link that an earlier step made, or makes one that stood already what it should be.

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netns::{NetlinkError, NetnsError};
+use netns::{NetfilterError, NetlinkError, NetnsError};
 
 use crate::BRIDGE_NAME;
 
@@ -15,6 +15,9 @@ pub enum BridgeError {
     /// The kernel refused a change of links, addresses or routes.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// The kernel refused a change of our packet filter or of connections.
+    #[error(transparent)]
+    Netfilter(#[from] NetfilterError),
     /// A namespace or a setting in it cannot be reached.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -98,6 +101,22 @@ pub enum BridgeError {
         /// Taken, or outside the subnet.
         reason: &'static str,
     },
+    /// A port of this host leads to another container already.
+    #[error(
+        "Bind for {port} failed: port is already allocated (to {holder}): choose another host port, or remove that container"
+    )]
+    PortTaken {
+        /// The port, with where it was to be open.
+        port: String,
+        /// Whose it is.
+        holder: String,
+    },
+    /// A port was to be open on ::1.
+    #[error("cannot publish {0}: answers to ::1 find no way back from a container; use 127.0.0.1")]
+    Localhost(String),
+    /// A port was published for a container that is not joined.
+    #[error("cannot publish ports for {0}: it is not joined to {BRIDGE_NAME}")]
+    NotAttached(String),
     /// Random bytes for an IPv6 subnet could not be read.
     #[error("cannot read random bytes for an IPv6 subnet: {0}")]
     Random(io::Error),

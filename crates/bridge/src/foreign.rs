@@ -5,19 +5,16 @@
 //! there that its owner keeps for others is Docker's `DOCKER-USER`. A native rule is put there, in the form that
 //! `iptables -S` can print (interface name, counter, accept, comment; nothing like `ct state`, which makes it fail).
 
-use netns::Netns;
-use nftables::batch::Batch;
-use nftables::expr::MetaKey;
-use nftables::schema::{NfCmd, NfListObject, Rule as NftRule};
-use nftables::stmt::{AnonymousCounter, Counter, Operator, Statement};
-use nftables::types::NfFamily;
+use netns::nftables::{self, Batch};
+use netns::{NetfilterSocket, Netns};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::nat;
-use crate::ruleset::{self, Block, Direction, Family, Rule, Table, Verdict};
+use crate::program;
+use crate::ruleset::{self, Block, Direction, Family, Needs, Rule, Table, Verdict, Way};
 use crate::xtables::{self, Backend};
-use crate::{BRIDGE_NAME, BridgeError};
+use crate::{BridgeError, INGRESS_NAME};
 
 /// The chain that Docker keeps for its users' own rules and calls first.
 pub(crate) const USER_CHAIN: &str = "DOCKER-USER";
@@ -60,35 +57,77 @@ struct Finding {
     table: Table,
     backend: Backend,
     state: State,
-    missing: Vec<Direction>,
+    missing: Vec<Way>,
     block: Option<Block>,
 }
 
+/// The nftables of others, as `nft -j list ruleset` prints them, and why they could not be read.
+#[derive(Debug, Default)]
+pub(crate) struct Ruleset {
+    printed: Value,
+    unread: Option<String>,
+}
+
+/// Reads the nftables of others. Where only ours stand, the program `nft` is not needed.
+pub(crate) fn ruleset(netns: &Netns) -> Result<Ruleset, BridgeError> {
+    let ours = |table: &nftables::Table| table.name.starts_with(nat::TABLE);
+    if NetfilterSocket::open(netns)?.tables()?.iter().all(ours) {
+        return Ok(Ruleset::default());
+    }
+    let program = match program::nft() {
+        Ok(program) => program,
+        Err(error) => {
+            return Ok(Ruleset {
+                printed: Value::Null,
+                unread: Some(error.to_string()),
+            });
+        }
+    };
+    let printed = program::run(netns, &program, &["-j", "list", "ruleset"])?;
+    let printed = serde_json::from_str(&printed).map_err(|error| BridgeError::Failed {
+        program: "nft -j list ruleset".to_owned(),
+        said: format!("its answer cannot be read: {error}"),
+    })?;
+    Ok(Ruleset {
+        printed,
+        unread: None,
+    })
+}
+
 /// What the host's filters do to our packets. Changes nothing.
-pub(crate) fn survey(netns: &Netns, ruleset: &Value) -> Result<Vec<Foreign>, BridgeError> {
-    let (findings, mut reports) = look(netns, ruleset)?;
+pub(crate) fn survey(
+    netns: &Netns,
+    ruleset: &Ruleset,
+    needs: Needs,
+) -> Result<Vec<Foreign>, BridgeError> {
+    let (findings, mut reports) = look(netns, ruleset, needs)?;
     reports.extend(findings.iter().map(Finding::report));
     Ok(reports)
 }
 
 /// Puts our accepts where they are missing and can stand. Returns what it put back, in words.
-pub(crate) fn put_back(netns: &Netns, ruleset: &Value) -> Result<Vec<String>, BridgeError> {
-    let (findings, _) = look(netns, ruleset)?;
+pub(crate) fn put_back(
+    netns: &Netns,
+    ruleset: &Ruleset,
+    needs: Needs,
+) -> Result<Vec<String>, BridgeError> {
+    let (findings, _) = look(netns, ruleset, needs)?;
     let mut done = Vec::new();
     for finding in findings
         .iter()
         .filter(|finding| finding.state == State::Missing)
     {
         match finding.backend {
-            Backend::Nft => nat::run(netns, accepts(&finding.table, &finding.missing))?,
+            Backend::Nft => nat::run(netns, &accepts(&finding.table, &finding.missing))?,
             Backend::Legacy => {
-                for direction in &finding.missing {
-                    xtables::insert(netns, finding.family(), Backend::Legacy, *direction)?;
+                for way in &finding.missing {
+                    xtables::insert(netns, finding.family(), Backend::Legacy, *way)?;
                 }
             }
         }
         done.push(format!(
-            "accept rules for {BRIDGE_NAME} in {} {} {USER_CHAIN} ({})",
+            "accept rules for {} in {} {} {USER_CHAIN} ({})",
+            finding.interfaces().join(" and "),
             finding.table.family,
             finding.table.name,
             backend_name(finding.backend)
@@ -100,9 +139,9 @@ pub(crate) fn put_back(netns: &Netns, ruleset: &Value) -> Result<Vec<String>, Br
 /// Takes our rules out of every foreign chain, going on past errors.
 pub(crate) fn remove(netns: &Netns, errors: &mut Vec<BridgeError>) -> bool {
     let mut docker = false;
-    match nat::ruleset(netns) {
+    match ruleset(netns) {
         Ok(ruleset) => {
-            for table in ruleset::tables(&ruleset)
+            for table in ruleset::tables(&ruleset.printed)
                 .iter()
                 .filter(|table| table.chains.contains_key(USER_CHAIN))
             {
@@ -127,19 +166,37 @@ pub(crate) fn remove(netns: &Netns, errors: &mut Vec<BridgeError>) -> bool {
 }
 
 /// Reads every foreign table. What could not be read is reported, and hides nothing else.
-fn look(netns: &Netns, ruleset: &Value) -> Result<(Vec<Finding>, Vec<Foreign>), BridgeError> {
-    let mut findings: Vec<Finding> = ruleset::tables(ruleset)
+fn look(
+    netns: &Netns,
+    ruleset: &Ruleset,
+    needs: Needs,
+) -> Result<(Vec<Finding>, Vec<Foreign>), BridgeError> {
+    let ways = needs.ways();
+    let mut findings: Vec<Finding> = ruleset::tables(&ruleset.printed)
         .into_iter()
-        .filter(|table| !(table.family == "inet" && table.name == nat::TABLE))
-        .filter_map(|table| judge(table, Backend::Nft))
+        .filter(|table| !table.name.starts_with(nat::TABLE))
+        .filter_map(|table| judge(table, Backend::Nft, &ways))
         .collect();
-    let mut unread = Vec::new();
+    let mut unread: Vec<Foreign> = ruleset
+        .unread
+        .iter()
+        .map(|error| Foreign {
+            family: "inet".to_owned(),
+            backend: backend_name(Backend::Nft),
+            table: "*".to_owned(),
+            chain: "*".to_owned(),
+            state: State::Blocked,
+            problem: Some(format!(
+                "this host has nftables of others, and whether they let containers' packets pass cannot be seen: {error}"
+            )),
+        })
+        .collect();
     for family in Family::BOTH {
         if !xtables::legacy_in_use(netns, family)? {
             continue;
         }
         match xtables::legacy_table(netns, family) {
-            Ok(table) => findings.extend(judge(table, Backend::Legacy)),
+            Ok(table) => findings.extend(judge(table, Backend::Legacy, &ways)),
             Err(error) => unread.push(Foreign {
                 family: family.table_family().to_owned(),
                 backend: backend_name(Backend::Legacy),
@@ -156,17 +213,17 @@ fn look(netns: &Netns, ruleset: &Value) -> Result<(Vec<Finding>, Vec<Foreign>), 
 }
 
 /// Whether a table matters to us: it blocks, or our accepts stand in it.
-fn judge(table: Table, backend: Backend) -> Option<Finding> {
+fn judge(table: Table, backend: Backend, ways: &[Way]) -> Option<Finding> {
     let users = table.chains.get(USER_CHAIN);
-    let missing: Vec<Direction> = Direction::BOTH
-        .into_iter()
-        .filter(|way| table.blocks(*way).is_some())
+    let missing: Vec<Way> = ways
+        .iter()
+        .filter(|way| table.blocks(**way).is_some())
+        .copied()
         .collect();
     let block = missing.iter().find_map(|way| table.blocks(*way));
     let Some(block) = block else {
         let present = users.is_some_and(|rules| {
-            Direction::BOTH
-                .iter()
+            ways.iter()
                 .any(|way| rules.iter().any(|rule| accepts_ours(rule, *way)))
         });
         return present.then_some(Finding {
@@ -197,8 +254,17 @@ fn judge(table: Table, backend: Backend) -> Option<Finding> {
 }
 
 /// Whether a rule does what ours does, whoever wrote its comment.
-fn accepts_ours(rule: &Rule, direction: Direction) -> bool {
-    rule.verdict == Verdict::Accept && rule.matches == Rule::ours(direction).matches
+fn accepts_ours(rule: &Rule, way: Way) -> bool {
+    rule.verdict == Verdict::Accept && rule.matches == Rule::ours(way).matches
+}
+
+/// Every packet that an accept of ours may be for.
+fn all_ways() -> Vec<Way> {
+    let all = Needs {
+        published: true,
+        ingress: true,
+    };
+    all.ways()
 }
 
 impl Finding {
@@ -211,8 +277,10 @@ impl Finding {
         let problem = match (&self.state, &self.block) {
             (State::Blocked, Some(block)) => Some(self.problem(block)),
             (State::Missing, _) => Some(format!(
-                "the accept rules for {BRIDGE_NAME} are missing from {} {} {USER_CHAIN}; they are put back within seconds",
-                table.family, table.name
+                "the accept rules for {} are missing from {} {} {USER_CHAIN}; they are put back within seconds",
+                self.interfaces().join(" and "),
+                table.family,
+                table.name
             )),
             _ => None,
         };
@@ -243,23 +311,46 @@ impl Finding {
             true => format!("its chain {USER_CHAIN} is not called before that"),
             false => format!("has no chain {USER_CHAIN} to accept ours in"),
         };
-        let command = match self.backend {
-            Backend::Nft => format!(
-                "nft insert rule {family} {name} {chain} iifname {BRIDGE_NAME} counter accept && \
-                 nft insert rule {family} {name} {chain} oifname {BRIDGE_NAME} counter accept"
-            ),
-            Backend::Legacy => {
-                let program = xtables::program_name(self.family(), Backend::Legacy);
-                format!(
-                    "{program} -I {chain} -i {BRIDGE_NAME} -j ACCEPT && {program} -I {chain} -o {BRIDGE_NAME} -j ACCEPT"
-                )
-            }
+        let commands: Vec<String> = self
+            .missing
+            .iter()
+            .map(|way| self.command(chain, *way))
+            .collect();
+        let harm = match self.interfaces()[..] {
+            [INGRESS_NAME] => "services' published ports do not lead to other hosts",
+            _ => "containers do not reach the outside or cannot be reached at published ports",
         };
         format!(
-            "the chain {chain} of table {family} {name} ({}) drops forwarded packets {cause} and {place}, so containers \
-             do not reach the outside: allow them with `{command}`",
-            backend_name(self.backend)
+            "the chain {chain} of table {family} {name} ({}) drops forwarded packets {cause} and {place}, so {harm}: \
+             allow them with `{}`",
+            backend_name(self.backend),
+            commands.join(" && ")
         )
+    }
+
+    fn command(&self, chain: &str, way: Way) -> String {
+        let Table { family, name, .. } = &self.table;
+        let interface = way.interface;
+        let (nft, iptables) = match way.direction {
+            Direction::Out => ("iifname", "-i"),
+            Direction::Back => ("oifname", "-o"),
+        };
+        match self.backend {
+            Backend::Nft => {
+                format!("nft insert rule {family} {name} {chain} {nft} {interface} counter accept")
+            }
+            Backend::Legacy => {
+                let program = xtables::program_name(self.family(), Backend::Legacy);
+                format!("{program} -I {chain} {iptables} {interface} -j ACCEPT")
+            }
+        }
+    }
+
+    /// The interfaces that something is missing for.
+    fn interfaces(&self) -> Vec<&'static str> {
+        let mut names: Vec<_> = self.missing.iter().map(|way| way.interface).collect();
+        names.dedup();
+        names
     }
 
     fn family(&self) -> Family {
@@ -271,28 +362,16 @@ impl Finding {
     }
 }
 
-fn accepts(table: &Table, directions: &[Direction]) -> Batch<'static> {
+fn accepts(table: &Table, ways: &[Way]) -> Batch {
     let mut batch = Batch::new();
-    for direction in directions {
-        let key = match direction {
-            Direction::Out => MetaKey::Iifname,
-            Direction::Back => MetaKey::Oifname,
+    for way in ways {
+        let rule = nftables::Rule::new(COMMENT);
+        let rule = match way.direction {
+            Direction::Out => rule.input(way.interface),
+            Direction::Back => rule.output(way.interface),
         };
-        let counter = Counter::Anonymous(Some(AnonymousCounter {
-            packets: None,
-            bytes: None,
-        }));
-        let statements = vec![
-            nat::interface(key, Operator::EQ),
-            Statement::Counter(counter),
-            Statement::Accept(None),
-        ];
-        let rule = NftRule {
-            expr: statements.into(),
-            comment: Some(COMMENT.into()),
-            ..place(table)
-        };
-        batch.add_cmd(NfCmd::Insert(NfListObject::Rule(rule)));
+        let accept = rule.counter().verdict(nftables::Verdict::Accept);
+        batch.insert_rule(&place(table), USER_CHAIN, &accept);
     }
     batch
 }
@@ -306,7 +385,7 @@ fn remove_native(netns: &Netns, table: &Table) -> Result<(), BridgeError> {
         .unwrap_or_default();
     let ours = |rule: &&Rule| {
         rule.comment.as_deref() == Some(COMMENT)
-            && Direction::BOTH.iter().any(|way| accepts_ours(rule, *way))
+            && all_ways().iter().any(|way| accepts_ours(rule, *way))
     };
     let handles: Vec<u64> = rules
         .iter()
@@ -315,15 +394,10 @@ fn remove_native(netns: &Netns, table: &Table) -> Result<(), BridgeError> {
         .collect();
     let mut batch = Batch::new();
     for handle in &handles {
-        // The schema holds rules' numbers in 32 bits; a table that has had so many rules is not Docker's.
-        let handle = u32::try_from(*handle).ok();
-        batch.delete(NfListObject::Rule(NftRule {
-            handle,
-            ..place(table)
-        }));
+        batch.delete_rule(&place(table), USER_CHAIN, *handle);
     }
     if !handles.is_empty() {
-        nat::run(netns, batch)?;
+        nat::run(netns, &batch)?;
     }
     let family = match table.family.as_str() {
         "ip" => Family::Ipv4,
@@ -356,30 +430,25 @@ fn remove_with_program(
         .get(USER_CHAIN)
         .map(Vec::as_slice)
         .unwrap_or_default();
-    for direction in Direction::BOTH {
-        if !rules.iter().any(|rule| accepts_ours(rule, direction)) {
+    for way in all_ways() {
+        if !rules.iter().any(|rule| accepts_ours(rule, way)) {
             continue;
         }
         let mut copies = 0;
-        while copies < MAX_COPIES && xtables::delete(netns, family, backend, direction)? {
+        while copies < MAX_COPIES && xtables::delete(netns, family, backend, way)? {
             copies += 1;
         }
     }
     Ok(())
 }
 
-fn place(table: &Table) -> NftRule<'static> {
+fn place(table: &Table) -> nftables::Table {
     let family = match table.family.as_str() {
-        "ip" => NfFamily::IP,
-        "ip6" => NfFamily::IP6,
-        _ => NfFamily::INet,
+        "ip" => nftables::Family::Ipv4,
+        "ip6" => nftables::Family::Ipv6,
+        _ => nftables::Family::Inet,
     };
-    NftRule {
-        family,
-        table: table.name.clone().into(),
-        chain: USER_CHAIN.into(),
-        ..NftRule::default()
-    }
+    nftables::Table::new(family, &table.name)
 }
 
 fn backend_name(backend: Backend) -> &'static str {
@@ -393,6 +462,18 @@ fn backend_name(backend: Backend) -> &'static str {
 mod tests {
     use super::*;
     use std::collections::HashMap;
+
+    fn judge(table: Table, backend: Backend) -> Option<Finding> {
+        super::judge(table, backend, &Needs::default().ways())
+    }
+
+    fn way(direction: Direction) -> Way {
+        let ways = Needs::default().ways();
+        *ways
+            .iter()
+            .find(|way| way.direction == direction)
+            .expect("both ways must pass")
+    }
 
     fn table(policy_drops: bool, forward: Vec<Rule>, users: Option<Vec<Rule>>) -> Table {
         let mut chains = HashMap::from([("FORWARD".to_owned(), forward)]);
@@ -425,16 +506,16 @@ mod tests {
         let finding =
             judge(table(true, jump.clone(), Some(Vec::new())), Backend::Nft).expect("it blocks");
         assert_eq!((finding.state, finding.missing.len()), (State::Missing, 2));
-        let half = Some(vec![Rule::ours(Direction::Out)]);
+        let half = Some(vec![Rule::ours(way(Direction::Out))]);
         let finding =
             judge(table(true, jump.clone(), half), Backend::Nft).expect("it blocks answers");
         assert_eq!(
             (finding.state, finding.missing),
-            (State::Missing, vec![Direction::Back])
+            (State::Missing, vec![way(Direction::Back)])
         );
         let both = Some(vec![
-            Rule::ours(Direction::Out),
-            Rule::ours(Direction::Back),
+            Rule::ours(way(Direction::Out)),
+            Rule::ours(way(Direction::Back)),
         ]);
         let finding = judge(table(true, jump, both), Backend::Nft).expect("our rules are shown");
         assert_eq!(finding.state, State::Present);

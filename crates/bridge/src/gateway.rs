@@ -6,15 +6,17 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use netns::{Link, Netlink, Netns, sysctl};
+use netns::nftables::Snapshot;
+use netns::{Link, NetfilterSocket, Netlink, Netns, sysctl};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::addresses::{self, Pool};
 use crate::apply::Site;
 use crate::foreign::{self, Foreign};
 use crate::plan::{self, Before, Existing, PortPlan, Standing, Step, Wanted};
-use crate::{BRIDGE_NAME, BridgeError, BridgeErrors, nat};
+use crate::publish::HostPort;
+use crate::ruleset::Needs;
+use crate::{BRIDGE_NAME, BridgeError, BridgeErrors, INGRESS_NAME, nat};
 
 /// What the operator may choose. `None` lets [`Gateway::ensure`] choose.
 #[derive(Clone, Copy, Debug)]
@@ -87,24 +89,28 @@ pub struct Repair {
 /// The gateway bridge of one host.
 #[derive(Debug)]
 pub struct Gateway {
-    host: Netns,
+    pub(crate) host: Netns,
     wanted: Wanted,
     before: Before,
     pool: Pool,
     /// The joined containers' addresses by the host's end of their link.
-    ports: BTreeMap<String, (Ipv4Addr, Ipv6Addr)>,
+    pub(crate) ports: BTreeMap<String, (Ipv4Addr, Ipv6Addr)>,
+    /// The ports of this host that lead to them, by the same name.
+    pub(crate) published: BTreeMap<String, Vec<HostPort>>,
     /// Our table as the kernel showed it when it was new.
-    table: Option<Vec<Value>>,
+    pub(crate) table: Option<Snapshot>,
+    /// The number of the kernel's rulesets, and what had to pass, when all was well.
+    settled: Option<(u32, Needs)>,
 }
 
 impl Gateway {
     /// Makes the gateway bridge, or adopts the one that stands there with its addresses. A second time is harmless.
     ///
     /// # Errors
-    /// Without root or `nft`, when the bridge's name is taken by another's interface, or no subnet can be used. The host is
+    /// Without root or nf_tables, when the bridge's name is taken by another's interface, or no subnet can be used. The host is
     /// as before then.
     pub fn ensure(host: &Netns, settings: &Settings) -> Result<Self, BridgeError> {
-        let ruleset = nat::ruleset(host)?;
+        let table = nat::own(&mut NetfilterSocket::open(host)?)?;
         let netlink = Netlink::open(host)?;
         let existing = look(&netlink)?;
         let standing = plan::standing(&existing)?;
@@ -131,7 +137,6 @@ impl Gateway {
             },
         };
         let mut steps = plan::bridge(&existing, &wanted, &before);
-        let table = nat::own(&ruleset);
         if table.is_none() {
             steps.push(Step::Table { ipv4, ipv6 });
         }
@@ -146,7 +151,9 @@ impl Gateway {
             before,
             pool,
             ports: BTreeMap::new(),
+            published: BTreeMap::new(),
             table: None,
+            settled: None,
         };
         // The bridge stands; what is still amiss is told, and mended by the next repair.
         if let Err(error) = gateway.settle(table.is_some()) {
@@ -200,11 +207,12 @@ impl Gateway {
         self.note(spec, addresses, made)
     }
 
-    /// Takes a container's interface away. An absent one is fine.
+    /// Takes a container's interface and its published ports away. An absent one is fine.
     ///
     /// # Errors
     /// When the interface is not ours, or the kernel refuses.
     pub fn detach(&mut self, host_ifname: &str) -> Result<(), BridgeError> {
+        self.unpublish(host_ifname)?;
         let netlink = Netlink::open(&self.host)?;
         if own_link(&netlink, host_ifname)?.is_some() {
             netlink.delete_link(host_ifname)?;
@@ -220,7 +228,8 @@ impl Gateway {
     /// # Errors
     /// When the host's links or filters cannot be read.
     pub fn status(&self) -> Result<Status, BridgeError> {
-        let links = Netlink::open(&self.host)?.links()?;
+        let netlink = Netlink::open(&self.host)?;
+        let links = netlink.links()?;
         let bridge = links.iter().find(|link| link.name == BRIDGE_NAME);
         let attached = bridge.map_or(0, |bridge| {
             links
@@ -235,12 +244,16 @@ impl Gateway {
             ipv4,
             ipv6,
             attached,
-            foreign: foreign::survey(&self.host, &nat::ruleset(&self.host)?)?,
+            foreign: foreign::survey(
+                &self.host,
+                &foreign::ruleset(&self.host)?,
+                self.needs(&netlink)?,
+            )?,
         })
     }
 
     /// Puts back what others took away: the bridge with its addresses and ports, forwarding, our table, our accepts in
-    /// Docker's chain. Meant to be called every few seconds; it costs one `nft` when all is well.
+    /// Docker's chain. Meant to be called every few seconds; foreign rules are read only after some rule changed.
     ///
     /// # Errors
     /// When something cannot be read or put back. What was put back before stays.
@@ -276,17 +289,29 @@ impl Gateway {
                     .push(format!("{} as a port of {BRIDGE_NAME}", link.name));
             }
         }
-        let ruleset = nat::ruleset(&self.host)?;
-        if nat::own(&ruleset) != self.table {
-            nat::apply(&self.host, self.wanted.ipv4, self.wanted.ipv6)?;
-            self.table = nat::own(&nat::ruleset(&self.host)?);
+        if !self.published.is_empty() {
+            self.open_localhost()?;
+        }
+        let mut socket = NetfilterSocket::open(&self.host)?;
+        let now = (socket.generation()?, self.needs(&netlink)?);
+        let changed = self.settled != Some(now);
+        if changed && nat::own(&mut socket)? != self.table {
+            nat::apply(&self.host, self.networks(), &self.leads())?;
+            self.table = nat::own(&mut socket)?;
             repair
                 .put_back
                 .push(format!("the nftables table inet {}", nat::TABLE));
         }
+        // iptables-legacy is not part of the kernel's number, and is looked at each time.
+        let ruleset = match changed {
+            true => foreign::ruleset(&self.host)?,
+            false => foreign::Ruleset::default(),
+        };
         repair
             .put_back
-            .extend(foreign::put_back(&self.host, &ruleset)?);
+            .extend(foreign::put_back(&self.host, &ruleset, now.1)?);
+        // Had anybody changed something meanwhile, the number would be another at the next repair.
+        self.settled = repair.put_back.is_empty().then_some(now);
         Ok(repair)
     }
 
@@ -315,21 +340,29 @@ impl Gateway {
     fn settle(&mut self, replace_table: bool) -> Result<(), BridgeError> {
         if replace_table {
             // An older version may have made it.
-            nat::apply(&self.host, self.wanted.ipv4, self.wanted.ipv6)?;
+            nat::adopt(&self.host, self.networks())?;
         }
-        let mut ruleset = nat::ruleset(&self.host)?;
-        self.table = nat::own(&ruleset);
-        for done in foreign::put_back(&self.host, &ruleset)? {
+        self.table = nat::own(&mut NetfilterSocket::open(&self.host)?)?;
+        let mut ruleset = foreign::ruleset(&self.host)?;
+        let needs = self.needs(&Netlink::open(&self.host)?)?;
+        for done in foreign::put_back(&self.host, &ruleset, needs)? {
             tracing::info!("added {done}");
-            ruleset = nat::ruleset(&self.host)?;
+            ruleset = foreign::ruleset(&self.host)?;
         }
-        for problem in foreign::survey(&self.host, &ruleset)?
+        for problem in foreign::survey(&self.host, &ruleset, needs)?
             .into_iter()
             .filter_map(|foreign| foreign.problem)
         {
             tracing::warn!("{problem}");
         }
         Ok(())
+    }
+
+    fn needs(&self, netlink: &Netlink) -> Result<Needs, BridgeError> {
+        Ok(Needs {
+            published: !self.published.is_empty(),
+            ingress: netlink.link(INGRESS_NAME)?.is_some(),
+        })
     }
 
     fn addresses(&mut self, spec: &Attachment) -> Result<(Ipv4Addr, Ipv6Addr), BridgeError> {

@@ -1,269 +1,255 @@
-//! Our nftables table `inet towline`: no traffic between containers, answers only from outside, masquerade on the way out.
+//! Our nftables table `inet towline`: no traffic between containers, answers and published ports only from outside,
+//! masquerade on the way out.
 //!
-//! One transaction replaces the whole table, so it never stands half-made. What it reads like once the kernel has it is
-//! kept, to see later whether somebody changed it.
-
-use std::borrow::Cow;
+//! ```text
+//!   prerouting (raw)     what comes from containers for 127/8 is dropped: the bridge routes it for the host's own sake
+//!   prerouting, output   a port of this host → the map of published ports → a container's address and port
+//!   forward              containers out, answers and published ports in, nothing else
+//!   postrouting          containers' connections get the host's address; those of this host's localhost and of other
+//!                        containers to a published port get the bridge's, so that the answers come back through here
+//! ```
+//!
+//! One transaction replaces all rules, so they never stand half-made; the maps keep their elements when an agent takes
+//! over what stands, so that published ports answer all the while.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use netns::Netns;
-use nftables::batch::Batch;
-use nftables::expr::{
-    CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
+use netns::nftables::{
+    Base, Batch, Chain, ChainKind, Data, Element, Family, Field, Hook, Rule, Set, Snapshot, Table,
+    Type, Value, Verdict, priority, state, status,
 };
-use nftables::helper::{self, NftablesError};
-use nftables::schema::{Chain, NfListObject, Rule, Table};
-use nftables::stmt::{Match, Operator, Statement};
-use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
-use serde_json::Value;
+use netns::{NetfilterSocket, Netns};
 
-use crate::program;
+use crate::publish::{Leads, MAPS};
 use crate::{BRIDGE_NAME, BridgeError};
 
 /// The table's name; its family is `inet`, so that it sees IPv4 and IPv6.
 pub(crate) const TABLE: &str = "towline";
+const LOOPBACK: &str = "gateway-loopback";
+const PREROUTING: &str = "gateway-prerouting";
+const OUTPUT: &str = "gateway-output";
+const PUBLISHED: &str = "gateway-published";
 const FORWARD: &str = "gateway-forward";
 const POSTROUTING: &str = "gateway-postrouting";
-/// `filter` and `srcnat`, the priorities of the ordinary chains (`linux/netfilter_ipv4.h`).
-const FILTER_PRIORITY: i32 = 0;
-const SRCNAT_PRIORITY: i32 = 100;
 
-/// The whole ruleset of the namespace, as `nft -j list ruleset` prints it.
-pub(crate) fn ruleset(netns: &Netns) -> Result<Value, BridgeError> {
-    let nft = program::nft()?;
-    let printed =
-        netns.run(|| helper::get_current_ruleset_raw(Some(&nft), helper::DEFAULT_ARGS))?;
-    let printed = printed.map_err(refused)?;
-    serde_json::from_str(&printed).map_err(|error| BridgeError::Failed {
-        program: "nft -j list ruleset".to_owned(),
-        said: format!("its answer cannot be read: {error}"),
-    })
+pub(crate) fn table() -> Table {
+    Table::new(Family::Inet, TABLE)
 }
 
-/// Puts our table in place, instead of the one that stands there.
-pub(crate) fn apply(netns: &Netns, ipv4: Ipv4Net, ipv6: Ipv6Net) -> Result<(), BridgeError> {
-    let mut batch = emptied();
-    batch.add(table());
-    batch.add(chain(
-        FORWARD,
-        NfChainType::Filter,
-        NfHook::Forward,
-        FILTER_PRIORITY,
-    ));
-    batch.add(chain(
-        POSTROUTING,
-        NfChainType::NAT,
-        NfHook::Postrouting,
-        SRCNAT_PRIORITY,
-    ));
-    for rule in rules(ipv4, ipv6) {
-        batch.add(NfListObject::Rule(rule));
+/// Puts our table in place with these published ports, instead of the one that stands there.
+pub(crate) fn apply(
+    netns: &Netns,
+    (ipv4, ipv6): (Ipv4Net, Ipv6Net),
+    published: &[Leads],
+) -> Result<(), BridgeError> {
+    let mut batch = Batch::new();
+    batch.remove_table(&table());
+    add(&mut batch, ipv4, ipv6);
+    lead(&mut batch, published);
+    run(netns, &batch)
+}
+
+/// Puts our rules in place and keeps the published ports that stand there.
+pub(crate) fn adopt(netns: &Netns, (ipv4, ipv6): (Ipv4Net, Ipv6Net)) -> Result<(), BridgeError> {
+    let mut batch = Batch::new();
+    add(&mut batch, ipv4, ipv6);
+    match run(netns, &batch) {
+        // What stands there is of another shape, as another version made it.
+        Err(BridgeError::Netfilter(_)) => apply(netns, (ipv4, ipv6), &[]),
+        done => done,
     }
-    run(netns, batch)
 }
 
 /// Removes our table; none is fine.
 pub(crate) fn remove(netns: &Netns) -> Result<(), BridgeError> {
-    run(netns, emptied())
+    let mut batch = Batch::new();
+    batch.remove_table(&table());
+    run(netns, &batch)
 }
 
-/// Our table within a ruleset, without what changes by itself: what stands there for comparison. `None` when it is gone.
-pub(crate) fn own(ruleset: &Value) -> Option<Vec<Value>> {
-    let mut own = Vec::new();
-    for object in ruleset["nftables"].as_array().into_iter().flatten() {
-        let Some((kind, item)) = object.as_object().and_then(|object| object.iter().next()) else {
-            continue;
-        };
-        let name = if kind == "table" {
-            &item["name"]
-        } else {
-            &item["table"]
-        };
-        if item["family"] == "inet" && name == TABLE {
-            let mut item = item.clone();
-            if let Some(fields) = item.as_object_mut() {
-                fields.remove("handle");
-            }
-            own.push(item);
-        }
+/// Our table as it stands: for comparison. `None` when it is gone.
+pub(crate) fn own(socket: &mut NetfilterSocket) -> Result<Option<Snapshot>, BridgeError> {
+    let snapshot = socket.snapshot(&table())?;
+    Ok((!snapshot.is_empty()).then_some(snapshot))
+}
+
+/// Adds published ports, or takes them away.
+pub(crate) fn change(netns: &Netns, added: &[Leads], removed: &[Leads]) -> Result<(), BridgeError> {
+    let mut batch = Batch::new();
+    for leads in removed {
+        batch.delete_elements(
+            &table(),
+            leads.map.name(),
+            &[Element::key(leads.key.clone())],
+        );
     }
-    (!own.is_empty()).then_some(own)
+    lead(&mut batch, added);
+    run(netns, &batch)
+}
+
+/// The published ports alone that are given, in the place of those that stand there.
+pub(crate) fn replace(netns: &Netns, published: &[Leads]) -> Result<(), BridgeError> {
+    let mut batch = Batch::new();
+    for map in MAPS {
+        batch.flush_set(&table(), map.name());
+    }
+    lead(&mut batch, published);
+    run(netns, &batch)
 }
 
 /// Runs one transaction of commands.
-pub(crate) fn run(netns: &Netns, batch: Batch<'_>) -> Result<(), BridgeError> {
-    let nft = program::nft()?;
-    let commands = batch.to_nftables();
-    netns
-        .run(|| helper::apply_ruleset_with_args(&commands, Some(&nft), helper::DEFAULT_ARGS))?
-        .map_err(refused)
+pub(crate) fn run(netns: &Netns, batch: &Batch) -> Result<(), BridgeError> {
+    Ok(batch.commit(&mut NetfilterSocket::open(netns)?)?)
 }
 
-/// A match of the interface that a packet came in (or goes out) by.
-pub(crate) fn interface(key: MetaKey, op: Operator) -> Statement<'static> {
-    Statement::Match(Match {
-        left: Expression::Named(NamedExpression::Meta(Meta { key })),
-        right: Expression::String(BRIDGE_NAME.into()),
-        op,
-    })
-}
-
-fn rules(ipv4: Ipv4Net, ipv6: Ipv6Net) -> Vec<Rule<'static>> {
-    let from = || interface(MetaKey::Iifname, Operator::EQ);
-    let to = || interface(MetaKey::Oifname, Operator::EQ);
-    let elsewhere = || interface(MetaKey::Oifname, Operator::NEQ);
-    let (ipv4, ipv6) = (IpNet::V4(ipv4), IpNet::V6(ipv6));
-    vec![
-        rule(
-            FORWARD,
-            "nothing between containers",
-            vec![from(), to(), Statement::Drop(None)],
-        ),
-        rule(
-            FORWARD,
-            "nothing from addresses not given out",
-            vec![from(), source(ipv4, Operator::NEQ), Statement::Drop(None)],
-        ),
-        rule(
-            FORWARD,
-            "nothing from addresses not given out",
-            vec![from(), source(ipv6, Operator::NEQ), Statement::Drop(None)],
-        ),
-        rule(
-            FORWARD,
-            "answers",
-            vec![to(), answers(), Statement::Accept(None)],
-        ),
-        rule(
-            FORWARD,
-            "nothing else to containers",
-            vec![to(), Statement::Drop(None)],
-        ),
-        rule(
-            POSTROUTING,
-            "masquerade",
-            vec![
-                source(ipv4, Operator::EQ),
-                elsewhere(),
-                Statement::Masquerade(None),
-            ],
-        ),
-        rule(
-            POSTROUTING,
-            "masquerade",
-            vec![
-                source(ipv6, Operator::EQ),
-                elsewhere(),
-                Statement::Masquerade(None),
-            ],
-        ),
-    ]
-}
-
-fn rule(
-    chain: &'static str,
-    comment: &'static str,
-    statements: Vec<Statement<'static>>,
-) -> Rule<'static> {
-    Rule {
-        family: NfFamily::INet,
-        table: TABLE.into(),
-        chain: chain.into(),
-        expr: Cow::Owned(statements),
-        comment: Some(comment.into()),
-        ..Rule::default()
+fn lead(batch: &mut Batch, published: &[Leads]) {
+    for leads in published {
+        let element = Element::values(leads.key.clone(), leads.to.clone());
+        batch.add_elements(&table(), leads.map.name(), &[element]);
     }
 }
 
-fn source(subnet: IpNet, op: Operator) -> Statement<'static> {
-    let protocol = match subnet {
-        IpNet::V4(_) => "ip",
-        IpNet::V6(_) => "ip6",
-    };
-    let field = PayloadField {
-        protocol: protocol.into(),
-        field: "saddr".into(),
-    };
-    let prefix = Prefix {
-        addr: Box::new(Expression::String(subnet.network().to_string().into())),
-        len: u32::from(subnet.prefix_len()),
-    };
-    Statement::Match(Match {
-        left: Expression::Named(NamedExpression::Payload(Payload::PayloadField(field))),
-        right: Expression::Named(NamedExpression::Prefix(prefix)),
-        op,
-    })
-}
-
-fn answers() -> Statement<'static> {
-    let state = CT {
-        key: "state".into(),
-        family: None,
-        dir: None,
-    };
-    let states = ["established", "related"].map(|state| Expression::String(state.into()));
-    Statement::Match(Match {
-        left: Expression::Named(NamedExpression::CT(state)),
-        right: Expression::List(states.to_vec()),
-        op: Operator::IN,
-    })
-}
-
-fn table() -> NfListObject<'static> {
-    NfListObject::Table(Table {
-        family: NfFamily::INet,
-        name: TABLE.into(),
-        handle: None,
-    })
-}
-
-fn chain(
-    name: &'static str,
-    kind: NfChainType,
-    hook: NfHook,
-    priority: i32,
-) -> NfListObject<'static> {
-    NfListObject::Chain(Chain {
-        family: NfFamily::INet,
-        table: TABLE.into(),
-        name: name.into(),
-        _type: Some(kind),
-        hook: Some(hook),
-        prio: Some(priority),
-        policy: Some(NfChainPolicy::Accept),
-        ..Chain::default()
-    })
-}
-
-/// Adding before deleting makes the deletion harmless where there is no table.
-fn emptied() -> Batch<'static> {
-    let mut batch = Batch::new();
-    batch.add(table());
-    batch.delete(table());
-    batch
-}
-
-fn refused(error: NftablesError) -> BridgeError {
-    match error {
-        NftablesError::NftExecution { inner, .. } => BridgeError::Run {
-            program: "nft".to_owned(),
-            cause: inner,
-        },
-        NftablesError::NftFailed { hint, stderr, .. } => BridgeError::Failed {
-            program: format!("nft ({hint})"),
-            said: program::one_line(&stderr),
-        },
-        other => BridgeError::Failed {
-            program: "nft".to_owned(),
-            said: other.to_string(),
-        },
+/// The table with its chains, maps and rules. What stands there is kept, but for the rules.
+fn add(batch: &mut Batch, ipv4: Ipv4Net, ipv6: Ipv6Net) {
+    let table = table();
+    batch.add_table(&table);
+    for map in MAPS {
+        let mut key = map.key_types();
+        key.extend([Type::Protocol, Type::Port]);
+        let address = if map.is_ipv6() {
+            Type::Ipv6
+        } else {
+            Type::Ipv4
+        };
+        batch.add_set(
+            &table,
+            &Set {
+                name: map.name().to_owned(),
+                key,
+                data: Data::Values(vec![address, Type::Port]),
+            },
+        );
     }
+    let raw = Base::new(ChainKind::Filter, Hook::Prerouting, priority::RAW);
+    for chain in [
+        Chain::regular(PUBLISHED),
+        Chain::base(LOOPBACK, raw),
+        Chain::base(PREROUTING, Base::dnat_prerouting()),
+        Chain::base(OUTPUT, Base::dnat_output()),
+        Chain::base(FORWARD, Base::filter_forward()),
+        Chain::base(POSTROUTING, Base::snat_postrouting()),
+    ] {
+        batch
+            .add_chain(&table, &chain)
+            .flush_chain(&table, &chain.name);
+    }
+    for (chain, rule) in rules(ipv4.into(), ipv6.into()) {
+        batch.add_rule(&table, chain, &rule);
+    }
+}
+
+fn rules(ipv4: IpNet, ipv6: IpNet) -> Vec<(&'static str, Rule)> {
+    let bridge = || Value::interface(BRIDGE_NAME);
+    let from = |comment| Rule::new(comment).input(BRIDGE_NAME);
+    let to = |comment| Rule::new(comment).output(BRIDGE_NAME);
+    let drop = Verdict::Drop;
+    let (localhost4, localhost6) = localhosts();
+    let own = "this host's localhost is its own";
+    let mut rules = vec![
+        (LOOPBACK, from(own).to(localhost4).verdict(drop.clone())),
+        (LOOPBACK, from(own).from(localhost4).verdict(drop.clone())),
+        // A neighbour may send frames to 127.0.0.1; led to a container, they would no longer be seen to be no business
+        // of this host's. (IPv6 drops what comes in for ::1 by itself, before any rule.)
+        (
+            PREROUTING,
+            Rule::new(own)
+                .is_not(Field::InputName, Value::interface("lo"))
+                .to(localhost4)
+                .verdict(Verdict::Return),
+        ),
+        (
+            OUTPUT,
+            Rule::new("::1 has no way back")
+                .to(localhost6)
+                .verdict(Verdict::Return),
+        ),
+    ];
+    for map in MAPS {
+        let key = [
+            map.field(),
+            Some(Field::Protocol),
+            Some(Field::DestinationPort),
+        ];
+        let key: Vec<Field> = key.into_iter().flatten().collect();
+        // What this host sends came in by no interface.
+        let chain = match map.field() {
+            Some(Field::InputName) => PREROUTING,
+            _ => PUBLISHED,
+        };
+        let rule = Rule::new("published ports").to_this_host();
+        rules.push((chain, rule.dnat_from(map.name(), &key, map.is_ipv6())));
+    }
+    let published = Verdict::Jump(PUBLISHED.to_owned());
+    for chain in [PREROUTING, OUTPUT] {
+        let rule = Rule::new("published ports").verdict(published.clone());
+        rules.push((chain, rule));
+    }
+    let only_given = "nothing from addresses not given out";
+    rules.extend([
+        (
+            FORWARD,
+            from(only_given).not_from(ipv4).verdict(drop.clone()),
+        ),
+        (
+            FORWARD,
+            from(only_given).not_from(ipv6).verdict(drop.clone()),
+        ),
+        (
+            FORWARD,
+            to("published ports")
+                .has_any(Field::Status, status::DNAT)
+                .verdict(Verdict::Accept),
+        ),
+        (
+            FORWARD,
+            from("nothing between containers")
+                .output(BRIDGE_NAME)
+                .verdict(drop.clone()),
+        ),
+        (
+            FORWARD,
+            to("answers")
+                .has_any(Field::State, state::ESTABLISHED | state::RELATED)
+                .verdict(Verdict::Accept),
+        ),
+        (FORWARD, to("nothing else to containers").verdict(drop)),
+    ]);
+    for source in [ipv4, localhost4, ipv6] {
+        let rule = to("to published ports")
+            .has_any(Field::Status, status::DNAT)
+            .from(source)
+            .masquerade();
+        rules.push((POSTROUTING, rule));
+    }
+    for subnet in [ipv4, ipv6] {
+        let rule = Rule::new("masquerade")
+            .from(subnet)
+            .is_not(Field::OutputName, bridge())
+            .masquerade();
+        rules.push((POSTROUTING, rule));
+    }
+    rules
+}
+
+/// 127.0.0.0/8 and ::1.
+fn localhosts() -> (IpNet, IpNet) {
+    let ipv4 = Ipv4Net::new_assert([127, 0, 0, 0].into(), 8);
+    let ipv6 = Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128);
+    (ipv4.into(), ipv6.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn the_rules_say_what_they_are_for() {
@@ -271,29 +257,29 @@ mod tests {
             "172.31.0.0/16".parse().expect("a subnet"),
             "fd00::/64".parse().expect("a subnet"),
         );
-        assert!(rules.iter().all(|rule| rule.comment.is_some()));
-        let masquerade = serde_json::to_value(&rules[5]).expect("plain data");
-        let expected = json!([
-            {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
-                       "right": {"prefix": {"addr": "172.31.0.0", "len": 16}}}},
-            {"match": {"op": "!=", "left": {"meta": {"key": "oifname"}}, "right": BRIDGE_NAME}},
-            {"masquerade": null},
-        ]);
-        assert_eq!(masquerade["expr"], expected);
+        assert!(rules.iter().all(|(_, rule)| !rule.comment().is_empty()));
     }
 
     #[test]
-    fn only_our_table_is_compared() {
-        let ruleset = json!({"nftables": [
-            {"metainfo": {"version": "1.0.6"}},
-            {"table": {"family": "ip", "name": "towline", "handle": 1}},
-            {"table": {"family": "inet", "name": "towline", "handle": 2}},
-            {"chain": {"family": "inet", "table": "towline", "name": FORWARD, "handle": 3}},
-            {"rule": {"family": "inet", "table": "other", "chain": "x", "handle": 4}},
-        ]});
-        let own = own(&ruleset).expect("it is there");
-        assert_eq!(own.len(), 2);
-        assert!(own.iter().all(|item| item.get("handle").is_none()));
-        assert_eq!(super::own(&json!({"nftables": []})), None);
+    fn published_ports_are_let_in_before_neighbours_are_kept_out() {
+        let subnets = ("172.31.0.0/16", "fd00::/64");
+        let rules = rules(
+            subnets.0.parse().expect("a subnet"),
+            subnets.1.parse().expect("a subnet"),
+        );
+        let forward: Vec<_> = rules
+            .iter()
+            .filter(|(chain, _)| *chain == FORWARD)
+            .map(|(_, rule)| rule.comment())
+            .collect();
+        assert_eq!(
+            forward[2..],
+            [
+                "published ports",
+                "nothing between containers",
+                "answers",
+                "nothing else to containers"
+            ]
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use crate::BRIDGE_NAME;
+use crate::{BRIDGE_NAME, INGRESS_NAME};
 
 /// How deep chains may jump before the walk gives up. The kernel's own limit is 16.
 const MAX_DEPTH: usize = 16;
@@ -52,24 +52,19 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
-    /// An accept of ours: everything that enters (or leaves) by the bridge.
-    pub(crate) fn ours(direction: Direction) -> Self {
-        let name = Pattern {
-            name: BRIDGE_NAME.to_owned(),
+    /// An accept of ours: everything that enters (or leaves) by an interface of ours.
+    pub(crate) fn ours(way: Way) -> Self {
+        let names = vec![Pattern {
+            name: way.interface.to_owned(),
             prefix: false,
-        };
-        let matches = match direction {
-            Direction::Out => vec![Match::Input {
-                pattern: name,
-                equal: true,
-            }],
-            Direction::Back => vec![Match::Output {
-                pattern: name,
-                equal: true,
-            }],
+        }];
+        let equal = true;
+        let only = match way.direction {
+            Direction::Out => Match::Input { names, equal },
+            Direction::Back => Match::Output { names, equal },
         };
         Self {
-            matches,
+            matches: vec![only],
             verdict: Verdict::Accept,
             handle: None,
             comment: Some("towline".to_owned()),
@@ -79,8 +74,16 @@ impl Rule {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Match {
-    Input { pattern: Pattern, equal: bool },
-    Output { pattern: Pattern, equal: bool },
+    /// The interface it came in by is one of these, or is none of them.
+    Input {
+        names: Vec<Pattern>,
+        equal: bool,
+    },
+    /// The interface it goes out by.
+    Output {
+        names: Vec<Pattern>,
+        equal: bool,
+    },
     Established,
     Family(Family),
     Unknown,
@@ -129,15 +132,50 @@ pub(crate) enum Verdict {
     Continue,
 }
 
-/// The two packets that must pass: a container's to the outside, and the answer.
+/// Whether a packet comes from an interface of ours, or goes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Out,
     Back,
 }
 
-impl Direction {
-    pub(crate) const BOTH: [Self; 2] = [Self::Out, Self::Back];
+/// A packet that must pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// The interface of ours, by the kernel's name.
+    pub(crate) interface: &'static str,
+    pub(crate) direction: Direction,
+    /// Whether it is an answer, that a filter for established connections lets pass.
+    pub(crate) answer: bool,
+}
+
+/// What on this host must be let through, besides containers' connections to the outside and their answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Ports of this host lead to containers.
+    pub(crate) published: bool,
+    /// This host hands on what comes in at published ports of services.
+    pub(crate) ingress: bool,
+}
+
+impl Needs {
+    /// The packets that must pass.
+    pub(crate) fn ways(self) -> Vec<Way> {
+        let way = |interface, direction, answer| Way {
+            interface,
+            direction,
+            answer,
+        };
+        let mut ways = vec![
+            way(BRIDGE_NAME, Direction::Out, false),
+            way(BRIDGE_NAME, Direction::Back, !self.published),
+        ];
+        if self.ingress {
+            ways.push(way(INGRESS_NAME, Direction::Back, false));
+            ways.push(way(INGRESS_NAME, Direction::Out, true));
+        }
+        ways
+    }
 }
 
 /// What stops a packet.
@@ -150,17 +188,18 @@ pub(crate) struct Block {
 
 impl Table {
     /// What stops a packet in this table, if anything does, in any of the table's families.
-    pub(crate) fn blocks(&self, direction: Direction) -> Option<Block> {
+    pub(crate) fn blocks(&self, way: Way) -> Option<Block> {
         let meets = |family: &Family| self.family == "inet" || self.family == family.table_family();
         Family::BOTH
             .into_iter()
             .filter(meets)
-            .find_map(|family| self.blocks_family(family, direction))
+            .find_map(|family| self.blocks_family(family, way))
     }
 
-    fn blocks_family(&self, family: Family, direction: Direction) -> Option<Block> {
-        self.bases.iter().find_map(
-            |(chain, drops)| match self.walk(chain, family, direction, 0) {
+    fn blocks_family(&self, family: Family, way: Way) -> Option<Block> {
+        self.bases
+            .iter()
+            .find_map(|(chain, drops)| match self.walk(chain, family, way, 0) {
                 Some(Verdict::Accept) => None,
                 Some(_) => Some(Block {
                     chain: chain.clone(),
@@ -170,36 +209,25 @@ impl Table {
                     chain: chain.clone(),
                     by_policy: true,
                 }),
-            },
-        )
+            })
     }
 
     /// The first accept or drop that applies; `None` when the chain ends without.
-    fn walk(
-        &self,
-        chain: &str,
-        family: Family,
-        direction: Direction,
-        depth: usize,
-    ) -> Option<Verdict> {
+    fn walk(&self, chain: &str, family: Family, way: Way, depth: usize) -> Option<Verdict> {
         if depth > MAX_DEPTH {
             return None;
         }
         for rule in self.chains.get(chain)? {
-            if !rule
-                .matches
-                .iter()
-                .all(|part| part.applies(family, direction))
-            {
+            if !rule.matches.iter().all(|part| part.applies(family, way)) {
                 continue;
             }
             match &rule.verdict {
                 Verdict::Accept => return Some(Verdict::Accept),
                 Verdict::Drop => return Some(Verdict::Drop),
                 Verdict::Return => return None,
-                Verdict::Goto(target) => return self.walk(target, family, direction, depth + 1),
+                Verdict::Goto(target) => return self.walk(target, family, way, depth + 1),
                 Verdict::Jump(target) => {
-                    if let Some(verdict) = self.walk(target, family, direction, depth + 1) {
+                    if let Some(verdict) = self.walk(target, family, way, depth + 1) {
                         return Some(verdict);
                     }
                 }
@@ -212,21 +240,22 @@ impl Table {
 
 impl Match {
     /// Whether it surely holds.
-    fn applies(&self, family: Family, direction: Direction) -> bool {
-        let (input, output) = match direction {
-            Direction::Out => (Some(BRIDGE_NAME), None),
-            Direction::Back => (None, Some(BRIDGE_NAME)),
+    fn applies(&self, family: Family, way: Way) -> bool {
+        let (input, output) = match way.direction {
+            Direction::Out => (Some(way.interface), None),
+            Direction::Back => (None, Some(way.interface)),
         };
-        // The other side may be any interface but the bridge.
-        let fits = |known: Option<&str>, pattern: &Pattern, equal: bool| match known {
-            Some(name) => pattern.fits(name) == equal,
-            None if pattern.prefix => pattern.name.is_empty() && equal,
-            None => pattern.name == BRIDGE_NAME && !equal,
+        // The other side may be any interface but this one.
+        let fits = |known: Option<&str>, names: &[Pattern], equal: bool| match (known, names) {
+            (Some(name), names) => names.iter().any(|pattern| pattern.fits(name)) == equal,
+            (None, [only]) if only.prefix => only.name.is_empty() && equal,
+            (None, [only]) => only.name == way.interface && !equal,
+            (None, _) => false,
         };
         match self {
-            Self::Input { pattern, equal } => fits(input, pattern, *equal),
-            Self::Output { pattern, equal } => fits(output, pattern, *equal),
-            Self::Established => direction == Direction::Back,
+            Self::Input { names, equal } => fits(input, names, *equal),
+            Self::Output { names, equal } => fits(output, names, *equal),
+            Self::Established => way.answer,
             Self::Family(wanted) => *wanted == family,
             Self::Unknown => false,
         }
@@ -351,31 +380,21 @@ fn match_of(body: &Value) -> Match {
     }
     let key = left["meta"]["key"].as_str().unwrap_or_default();
     let pattern = |text: &str| Pattern::new(text, '*');
+    // One name, or a set of them.
+    let names: Vec<Pattern> = match right.as_str() {
+        Some(name) => vec![pattern(name)],
+        None => right["set"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|name| name.as_str().map(pattern))
+            .collect(),
+    };
     match (key, right.as_str()) {
-        ("iifname" | "iif", Some(name)) => Match::Input {
-            pattern: pattern(name),
-            equal,
-        },
-        ("oifname" | "oif", Some(name)) => Match::Output {
-            pattern: pattern(name),
-            equal,
-        },
+        ("iifname" | "iif", _) if !names.is_empty() => Match::Input { names, equal },
+        ("oifname" | "oif", _) if !names.is_empty() => Match::Output { names, equal },
         ("nfproto", Some("ipv4")) if equal => Match::Family(Family::Ipv4),
         ("nfproto", Some("ipv6")) if equal => Match::Family(Family::Ipv6),
-        // A set of names, equal to ours in one of them.
-        ("iifname" | "oifname", None) if equal => {
-            let named = right["set"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|name| name == BRIDGE_NAME);
-            let pattern = pattern(BRIDGE_NAME);
-            match (named, key) {
-                (false, _) => Match::Unknown,
-                (true, "iifname") => Match::Input { pattern, equal },
-                (true, _) => Match::Output { pattern, equal },
-            }
-        }
         _ => Match::Unknown,
     }
 }
@@ -384,6 +403,17 @@ fn match_of(body: &Value) -> Match {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    const OUT: Way = Way {
+        interface: BRIDGE_NAME,
+        direction: Direction::Out,
+        answer: false,
+    };
+    const BACK: Way = Way {
+        interface: BRIDGE_NAME,
+        direction: Direction::Back,
+        answer: true,
+    };
 
     fn ruleset(family: &str, policy: &str, rules: &[(&str, Value)]) -> Value {
         let table = json!({"family": family, "table": "filter"});
@@ -406,9 +436,10 @@ mod tests {
         json!({"nftables": objects})
     }
 
-    fn blocked(family: &str, policy: &str, rules: &[(&str, Value)]) -> Vec<Direction> {
+    fn blocked(family: &str, policy: &str, rules: &[(&str, Value)]) -> Vec<Way> {
         let tables = tables(&ruleset(family, policy, rules));
-        Direction::BOTH
+        Needs::default()
+            .ways()
             .into_iter()
             .filter(|way| tables.iter().any(|t| t.blocks(*way).is_some()))
             .collect()
@@ -420,14 +451,14 @@ mod tests {
 
     #[test]
     fn a_policy_of_drop_blocks() {
-        assert_eq!(blocked("ip", "drop", &[]), Direction::BOTH);
+        assert_eq!(blocked("ip", "drop", &[]), [OUT, BACK]);
         assert_eq!(blocked("ip", "accept", &[]), []);
         let tables = tables(&ruleset("ip6", "drop", &[]));
         let block = Block {
             chain: "FORWARD".to_owned(),
             by_policy: true,
         };
-        assert_eq!(tables[0].blocks(Direction::Out), Some(block));
+        assert_eq!(tables[0].blocks(OUT), Some(block));
     }
 
     #[test]
@@ -444,11 +475,11 @@ mod tests {
         };
         assert_eq!(
             blocked("ip", "drop", std::slice::from_ref(&jump)),
-            Direction::BOTH
+            [OUT, BACK]
         );
         assert_eq!(
             blocked("ip", "drop", &[jump.clone(), accept("iifname")]),
-            [Direction::Back]
+            [BACK]
         );
         assert_eq!(
             blocked("ip", "drop", &[jump, accept("iifname"), accept("oifname")]),
@@ -456,7 +487,7 @@ mod tests {
         );
         assert_eq!(
             blocked("ip", "drop", &[accept("iifname"), accept("oifname")]),
-            Direction::BOTH,
+            [OUT, BACK],
             "never jumped to"
         );
     }
@@ -468,7 +499,7 @@ mod tests {
             ("DOCKER-USER", json!([{"return": null}])),
             ("DOCKER-USER", json!([{"accept": null}])),
         ];
-        assert_eq!(blocked("ip", "drop", &rules), Direction::BOTH);
+        assert_eq!(blocked("ip", "drop", &rules), [OUT, BACK]);
     }
 
     #[test]
@@ -490,14 +521,14 @@ mod tests {
         ));
         assert_eq!(
             blocked("inet", "accept", &rules),
-            [Direction::Out],
+            [OUT],
             "answers are accepted above"
         );
         let target = (
             "FORWARD",
             json!([{"counter": {}}, {"xt": {"type": "target", "name": "REJECT"}}]),
         );
-        assert_eq!(blocked("ip", "accept", &[target]), Direction::BOTH);
+        assert_eq!(blocked("ip", "accept", &[target]), [OUT, BACK]);
         let log = (
             "FORWARD",
             json!([{"xt": {"type": "target", "name": "LOG"}}]),
@@ -510,23 +541,20 @@ mod tests {
         let drop_if = |part: Value| ("FORWARD", json!([part, {"drop": null}]));
         for (key, op, right, expected) in [
             ("iifname", "==", json!("docker0"), vec![]),
-            ("iifname", "!=", json!("docker0"), vec![Direction::Out]),
-            ("iifname", "==", json!("tow*"), vec![Direction::Out]),
-            ("oifname", "==", json!("tow*"), vec![Direction::Back]),
-            ("oifname", "!=", json!(BRIDGE_NAME), vec![Direction::Out]),
+            ("iifname", "!=", json!("docker0"), vec![OUT]),
+            ("iifname", "==", json!("tow*"), vec![OUT]),
+            ("oifname", "==", json!("tow*"), vec![BACK]),
+            ("oifname", "!=", json!(BRIDGE_NAME), vec![OUT]),
             (
                 "iifname",
                 "==",
                 json!({"set": ["lo", BRIDGE_NAME]}),
-                vec![Direction::Out],
+                vec![OUT],
             ),
             ("iifname", "==", json!({"set": ["lo", "eth0"]}), vec![]),
-            (
-                "nfproto",
-                "==",
-                json!("ipv4"),
-                vec![Direction::Out, Direction::Back],
-            ),
+            ("iifname", "!=", json!({"set": ["lo", "eth0"]}), vec![OUT]),
+            ("iifname", "!=", json!({"set": ["lo", BRIDGE_NAME]}), vec![]),
+            ("nfproto", "==", json!("ipv4"), vec![OUT, BACK]),
         ] {
             assert_eq!(
                 blocked("inet", "accept", &[drop_if(meta(key, op, right.clone()))]),
@@ -546,7 +574,7 @@ mod tests {
         };
         assert_eq!(
             blocked("inet", "drop", &[only("ipv4", "accept")]),
-            Direction::BOTH,
+            [OUT, BACK],
             "IPv6 is still dropped"
         );
         assert_eq!(
@@ -556,6 +584,38 @@ mod tests {
                 &[only("ipv4", "accept"), only("ipv6", "accept")]
             ),
             []
+        );
+    }
+
+    #[test]
+    fn new_connections_to_published_ports_are_no_answers() {
+        let established = json!({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established"]}});
+        let rules = [
+            ("FORWARD", json!([established, {"accept": null}])),
+            (
+                "FORWARD",
+                json!([meta("iifname", "==", json!(BRIDGE_NAME)), {"accept": null}]),
+            ),
+        ];
+        let tables = tables(&ruleset("inet", "drop", &rules));
+        let blocked = |needs: Needs| {
+            let ways = needs.ways();
+            ways.into_iter()
+                .filter(|way| tables[0].blocks(*way).is_some())
+                .map(|way| (way.interface, way.direction))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(blocked(Needs::default()), []);
+        let needs = Needs {
+            published: true,
+            ingress: true,
+        };
+        assert_eq!(
+            blocked(needs),
+            [
+                (BRIDGE_NAME, Direction::Back),
+                (INGRESS_NAME, Direction::Back)
+            ]
         );
     }
 

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use netns::Netns;
 
-use crate::BRIDGE_NAME;
 use crate::program;
-use crate::ruleset::{Direction, Family, Match, Pattern, Rule, Table, Verdict};
+use crate::ruleset::{Direction, Family, Match, Pattern, Rule, Table, Verdict, Way};
 use crate::{BridgeError, foreign::USER_CHAIN};
 
 /// Seconds to wait for another program that holds the lock of the legacy tables.
@@ -55,9 +54,9 @@ pub(crate) fn insert(
     netns: &Netns,
     family: Family,
     backend: Backend,
-    direction: Direction,
+    way: Way,
 ) -> Result<(), BridgeError> {
-    program::run(netns, &find(family, backend)?, &rule("-I", direction)).map(drop)
+    program::run(netns, &find(family, backend)?, &rule("-I", way)).map(drop)
 }
 
 /// Removes one accept of a direction from the users' chain. Says whether there was one.
@@ -65,19 +64,19 @@ pub(crate) fn delete(
     netns: &Netns,
     family: Family,
     backend: Backend,
-    direction: Direction,
+    way: Way,
 ) -> Result<bool, BridgeError> {
     let program = find(family, backend)?;
-    match program::run(netns, &program, &rule("-C", direction)) {
-        Ok(_) => program::run(netns, &program, &rule("-D", direction)).map(|_| true),
+    match program::run(netns, &program, &rule("-C", way)) {
+        Ok(_) => program::run(netns, &program, &rule("-D", way)).map(|_| true),
         // The only answer to "is it there?" besides yes.
         Err(BridgeError::Failed { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-fn rule(action: &'static str, direction: Direction) -> [&'static str; 12] {
-    let side = match direction {
+fn rule(action: &'static str, way: Way) -> [&'static str; 12] {
+    let side = match way.direction {
         Direction::Out => "-i",
         Direction::Back => "-o",
     };
@@ -87,7 +86,7 @@ fn rule(action: &'static str, direction: Direction) -> [&'static str; 12] {
         action,
         USER_CHAIN,
         side,
-        BRIDGE_NAME,
+        way.interface,
         "-m",
         "comment",
         "--comment",
@@ -156,11 +155,11 @@ fn parse_rule<'a>(mut words: impl Iterator<Item = &'a str>) -> Rule {
                 continue;
             }
             "-i" => rule.matches.push(Match::Input {
-                pattern: Pattern::new(next(), '+'),
+                names: vec![Pattern::new(next(), '+')],
                 equal,
             }),
             "-o" => rule.matches.push(Match::Output {
-                pattern: Pattern::new(next(), '+'),
+                names: vec![Pattern::new(next(), '+')],
                 equal,
             }),
             "-m" => {
@@ -220,6 +219,11 @@ fn split(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ruleset::Needs;
+
+    fn ways() -> Vec<Way> {
+        Needs::default().ways()
+    }
 
     const DOCKER: &str = r#"-P INPUT ACCEPT
 -P FORWARD DROP
@@ -234,15 +238,15 @@ mod tests {
     #[test]
     fn what_docker_leaves_behind_blocks_until_our_accepts_stand() {
         let mut table = parse(DOCKER, Family::Ipv4);
-        for direction in Direction::BOTH {
-            let block = table.blocks(direction).expect("the policy is drop");
+        for way in ways() {
+            let block = table.blocks(way).expect("the policy is drop");
             assert!(block.by_policy && block.chain == "FORWARD");
             table
                 .chains
                 .get_mut("DOCKER-USER")
                 .expect("it is there")
-                .insert(0, Rule::ours(direction));
-            assert_eq!(table.blocks(direction), None);
+                .insert(0, Rule::ours(way));
+            assert_eq!(table.blocks(way), None);
         }
     }
 
@@ -260,16 +264,16 @@ mod tests {
         let line = "-A DOCKER-USER -i towline_gwbr -m comment --comment towline -j ACCEPT";
         assert_eq!(
             parse(line, Family::Ipv6).chains["DOCKER-USER"],
-            [Rule::ours(Direction::Out)]
+            [Rule::ours(ways()[0])]
         );
     }
 
     #[test]
     fn a_specific_drop_is_not_taken_for_a_general_one() {
         let listed = "-P FORWARD ACCEPT\n-A FORWARD -s 192.0.2.0/24 -j DROP\n-A FORWARD -j LOG --log-prefix x\n";
-        assert_eq!(parse(listed, Family::Ipv4).blocks(Direction::Out), None);
+        assert_eq!(parse(listed, Family::Ipv4).blocks(ways()[0]), None);
         let listed = format!("{listed}-A FORWARD -j REJECT --reject-with icmp-port-unreachable\n");
-        let block = parse(&listed, Family::Ipv4).blocks(Direction::Out);
+        let block = parse(&listed, Family::Ipv4).blocks(ways()[0]);
         assert_eq!(block.map(|block| block.by_policy), Some(false));
     }
 }

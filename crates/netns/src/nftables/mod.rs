@@ -2,7 +2,7 @@
 //!
 //! - [`Batch`] gathers changes and commits them: all or none.
 //! - [`Rule`] is built as `nft` writes rules, from left to right; `nft list` shows what was meant.
-//! - [`NetfilterSocket`]'s `rules`, `chains`, `snapshot` and `generation` tell what stands there.
+//! - [`crate::NetfilterSocket`]'s `rules`, `chains`, `snapshot` and `generation` tell what stands there.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -31,7 +31,7 @@ impl Protocol {
     }
 }
 
-/// One value, of one of the kinds that [`Type`] names.
+/// One value, of one of the kinds that [`super::Type`] names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Value(Vec<u8>);
 
