@@ -13,9 +13,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use control::service::{Protocol, Publish, PublishMode, PublishOn, Service, ServiceSpec};
+use control::service::{Balance, Protocol, Publish, PublishMode, PublishOn, Service, ServiceSpec};
 use control::{Backend, Epoch, HostId, TableChange};
 use discovery::plan::{HOST_INTERFACE, MEMBER_INTERFACE};
+use discovery::slots::mix;
 use discovery::{
     EntryHost, InstalledClient, InstalledEntry, InstalledMember, MemberNetwork, Services,
 };
@@ -26,6 +27,8 @@ use vtep::datapath::{Datapath, PortSpec};
 
 wire_tests!(
     published_ports_reach_every_member_with_the_client_s_address,
+    a_service_s_own_settings_hold,
+    a_host_s_table_is_the_same_whatever_it_was_before,
     loopback_addresses_are_the_host_s_alone,
     members_that_leave_get_no_new_connections_and_lose_none,
     virtual_addresses_are_balanced_where_the_client_is,
@@ -102,14 +105,16 @@ impl Mesh {
         for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             sysctl::set(&pair.a, key, "1").unwrap();
         }
-        // A way out that answers must not take.
-        for member in [&near, &far] {
-            sh(member, "ip link add eth1 type veth peer name nobody");
-            sh(member, "ip link set nobody up");
-            sh(member, "ip addr add 172.20.0.2/24 dev eth1");
-            sh(member, "ip link set eth1 up");
-            sh(member, "ip route add default via 172.20.0.1");
-            sh(member, "ip -6 route add default dev eth1");
+        // A way out that answers must not take. The other member has none, as on an internal network.
+        for command in [
+            "link add eth1 type veth peer name nobody",
+            "link set nobody up",
+            "addr add 172.20.0.2/24 dev eth1",
+            "link set eth1 up",
+            "route add default via 172.20.0.1",
+            "-6 route add default dev eth1",
+        ] {
+            sh(&near, &format!("ip {command}"));
         }
         serve(&near, "near");
         serve(&far, "far");
@@ -135,11 +140,19 @@ impl Mesh {
     }
 
     fn member(&mut self, number: u8, serving: Option<bool>) {
+        self.backend(number, serving, 1);
+    }
+
+    fn weigh(&mut self, number: u8, weight: u16) {
+        self.backend(number, Some(true), weight);
+    }
+
+    fn backend(&mut self, number: u8, serving: Option<bool>, weight: u16) {
         let endpoint = Endpoint::new(VNI, number);
         let backend = serving.map(|serving| Backend {
             service: Epoch::new(1, 7),
             host: HostId::NOBODY,
-            weight: 1,
+            weight,
             serving,
         });
         let changes =
@@ -150,13 +163,7 @@ impl Mesh {
     /// Puts the plans in place, on host a and in both members.
     fn apply(&mut self) {
         let vni = vtep::Vni::new(VNI).unwrap();
-        let host = EntryHost {
-            subnets: ["10.0.9.0/24", "fd09::/64"]
-                .map(|net| net.parse().unwrap())
-                .into(),
-            ..EntryHost::default()
-        };
-        let plan = self.services.entry_plan(vni, &host);
+        let plan = self.services.entry_plan(vni, &entry_host());
         self.entry.apply(&self.pair.a, &plan).unwrap();
         let namespaces = [(12, &self.near), (11, &self.far)];
         for ((number, netns), installed) in namespaces.into_iter().zip(&mut self.members) {
@@ -172,6 +179,15 @@ impl Mesh {
                 .unwrap();
             installed.apply(netns, &plan).unwrap();
         }
+    }
+}
+
+fn entry_host() -> EntryHost {
+    EntryHost {
+        subnets: ["10.0.9.0/24", "fd09::/64"]
+            .map(|net| net.parse().unwrap())
+            .into(),
+        ..EntryHost::default()
     }
 }
 
@@ -342,6 +358,116 @@ fn published_ports_reach_every_member_with_the_client_s_address(setup: Setup) {
             != Some(0)
     );
     drop(other);
+}
+
+fn a_service_s_own_settings_hold(setup: Setup) {
+    let mut mesh = Mesh::new(setup);
+    let mut web = service(vec![published(Protocol::Tcp, 8080, 80)]);
+    web.spec.preserve_client = false;
+    mesh.define(web.clone());
+    mesh.apply();
+    let host = Endpoint::new(VNI, 2);
+    for (ip, seen) in HOST_A.into_iter().zip([host.ip(), host.ip6()]) {
+        let seen = seen.to_string();
+        assert_eq!(shares(&mesh.client, ip, 8080, 4, &seen), halves(2));
+    }
+    // By source: whoever it is, it is always the same.
+    web.spec.preserve_client = true;
+    web.spec.balance = Balance::Source;
+    mesh.define(web.clone());
+    mesh.apply();
+    for (ip, client) in HOST_A.into_iter().zip(CLIENT) {
+        let one = shares(&mesh.client, ip, 8080, 6, client);
+        assert_eq!(one.into_values().collect::<Vec<_>>(), [6]);
+    }
+    // By weight.
+    web.spec.balance = Balance::Weighted;
+    mesh.define(web);
+    mesh.weigh(12, 3);
+    mesh.apply();
+    let three_to_one = BTreeMap::from([("near".to_owned(), 6), ("far".to_owned(), 2)]);
+    for (ip, client) in HOST_A.into_iter().zip(CLIENT) {
+        assert_eq!(shares(&mesh.client, ip, 8080, 8, client), three_to_one);
+    }
+    // Somebody loads a firewall anew.
+    assert!(!mesh.entry.repair(&mesh.pair.a).unwrap());
+    sh(&mesh.pair.a, "nft flush ruleset");
+    assert!(connect(&mesh.client, HOST_A[0], 8080).is_err());
+    assert!(mesh.entry.repair(&mesh.pair.a).unwrap());
+    assert!(!mesh.entry.repair(&mesh.pair.a).unwrap());
+    connect(&mesh.client, HOST_A[0], 8080).unwrap();
+}
+
+/// What nft shows of a table, chain by chain and set by set, in no order.
+fn blocks(netns: &Netns, table: &str) -> BTreeSet<String> {
+    let listed = sh(netns, &format!("nft list table {table}"));
+    let lines: Vec<_> = listed.lines().collect();
+    // Without the table's own first and last line.
+    let inside = lines[1..lines.len() - 1].join("\n");
+    inside
+        .split("\n\n")
+        .map(|block| block.trim().to_owned())
+        .collect()
+}
+
+fn a_host_s_table_is_the_same_whatever_it_was_before(setup: Setup) {
+    let mut mesh = Mesh::new(setup);
+    let fresh = mesh.pair.container("fresh");
+    sh(
+        &fresh,
+        "ip link add towline_ingress type veth peer name other",
+    );
+    sh(&fresh, "ip link set towline_ingress up");
+    let places = [
+        None,
+        Some(PublishOn::Address(HOST_A[0].parse().unwrap())),
+        Some(PublishOn::Interface("w0".to_owned())),
+        Some(PublishOn::Interface("lo".to_owned())),
+    ];
+    let vni = vtep::Vni::new(VNI).unwrap();
+    for step in 0..60 {
+        // A number of the step's own for each thing that may differ.
+        let draw = |thing: u64, sides: u64| mix([step, thing]) % sides;
+        let ports = (0..draw(0, 4)).map(|port| Publish {
+            on: places[usize::try_from(draw(10 + port, 4)).unwrap()].clone(),
+            protocol: if draw(20 + port, 2) == 0 {
+                Protocol::Tcp
+            } else {
+                Protocol::Udp
+            },
+            ..published(
+                Protocol::Tcp,
+                8080 + u16::try_from(draw(30 + port, 3)).unwrap(),
+                80,
+            )
+        });
+        let mut web = service(ports.collect());
+        web.spec.idle_timeout = [None, Some(60), Some(7200)][usize::try_from(draw(1, 3)).unwrap()];
+        web.spec.preserve_client = draw(2, 2) == 0;
+        web.spec.balance = [Balance::RoundRobin, Balance::Weighted, Balance::Source]
+            [usize::try_from(draw(3, 3)).unwrap()];
+        mesh.services.services(vni, vec![web]);
+        for number in [11, 12] {
+            let serving = [None, Some(true), Some(false)];
+            mesh.member(
+                number,
+                serving[usize::try_from(draw(4 + u64::from(number), 3)).unwrap()],
+            );
+        }
+        let plan = mesh.services.entry_plan(vni, &entry_host());
+        mesh.entry.apply(&mesh.pair.a, &plan).unwrap();
+        if plan.ports.is_empty() {
+            assert_eq!(sh(&mesh.pair.a, "nft list ruleset"), "", "step {step}");
+            continue;
+        }
+        InstalledEntry::default().apply(&fresh, &plan).unwrap();
+        let table = "inet towline-ingress";
+        assert_eq!(
+            blocks(&mesh.pair.a, table),
+            blocks(&fresh, table),
+            "step {step}: {plan:?}"
+        );
+    }
 }
 
 fn loopback_addresses_are_the_host_s_alone(setup: Setup) {

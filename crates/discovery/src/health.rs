@@ -83,3 +83,46 @@ fn try_once(check: &HealthCheck, target: &HealthTarget) -> Result<(), String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_member_is_well_while_it_listens_and_nobody_is_told_of_a_checker_that_is_gone() {
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let listener = TcpListener::bind((here, 0)).expect("a port of the loopback");
+        let port = listener.local_addr().expect("it is bound").port();
+        let check = HealthCheck {
+            test: HealthTest::Tcp { port },
+            interval: 10,
+            timeout: 30_000,
+            retries: 2,
+            start_period: 0,
+        };
+        let target = HealthTarget {
+            netns: Netns::current().expect("/proc is mounted"),
+            ip: here,
+            command: Box::new(|_, _| Err("no command is asked for".to_owned())),
+        };
+        let (tell, told) = mpsc::channel();
+        let on_change = Box::new(move |healthy, why: &str| {
+            let _ = tell.send((healthy, why.to_owned()));
+        });
+        let checker = Checker::start(check, target, on_change).expect("a thread");
+        let patience = Duration::from_secs(30);
+        let news = told.recv_timeout(patience).expect("it listens");
+        assert_eq!(news, (true, String::new()));
+        drop(listener);
+        let (healthy, why) = told.recv_timeout(patience).expect("nobody listens");
+        assert!(!healthy && why.contains("can't connect"), "{why}");
+        drop(checker);
+        // Its thread ends, and with it the one who tells.
+        assert_eq!(
+            told.recv_timeout(patience),
+            Err(RecvTimeoutError::Disconnected)
+        );
+    }
+}
