@@ -14,6 +14,10 @@
 //! Nothing of it grows with hosts, it does not disturb the default route, and it passes a strict reverse path filter, because the
 //! rule holds for the way back too. The label is taken from any packet of a connection that has none, so that one whose entry was
 //! lost goes on. By `ingress` come only connections to the published ports.
+//!
+//! What a member cannot do: tell apart two connections from the same address and port of one client that came by two hosts. And a UDP
+//! server that has bound no address, on a port that is published both by the ingress network and by its host alone, answers all clients
+//! beyond the subnets it knows by the ingress network.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

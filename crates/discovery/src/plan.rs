@@ -1,7 +1,7 @@
 //! What stands in the kernel for services, said without rules: what a host, a client's namespace and a member's namespace need.
 //!
-//! A plan is made by [`Services`](crate::Services) from what is known, and put in place by [`apply`](crate::apply). Plans of the
-//! same knowledge are equal.
+//! A plan is made by [`Services`](crate::Services) from what is known, and put in place by
+//! [`InstalledEntry`](crate::InstalledEntry) and its like. Plans of the same knowledge are equal.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
