@@ -43,6 +43,7 @@ use crate::host::HostId;
 use crate::message::{ToAgent, ToManager};
 use crate::pki::{Certificate, Role};
 use crate::request::Request;
+use crate::service::Service;
 use crate::store::Write;
 use crate::subnet::AddressPool;
 use calls::HeldCall;
@@ -415,6 +416,17 @@ impl Manager {
     #[must_use]
     pub fn table(&self, vni: Vni) -> Option<&crate::table::Table> {
         self.state.networks.get(&vni).map(|state| &state.table)
+    }
+
+    /// The services that are told on a network.
+    #[must_use]
+    pub fn services_on(&self, vni: Vni) -> Vec<Service> {
+        let ingress = self.state.ingress();
+        let services = self.state.services.values();
+        services
+            .filter(|service| service.networks(ingress).any(|on| on == vni))
+            .cloned()
+            .collect()
     }
 
     fn drop_connection(&mut self, connection: Connection) {

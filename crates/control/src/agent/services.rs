@@ -39,7 +39,7 @@ impl Agent {
         }
     }
 
-    /// News of services. This host's endpoints leave a service that is gone: nothing of it may come to them any more.
+    /// News of services. This host's endpoints leave a service that was known and is gone.
     pub(super) fn learn_services(
         &mut self,
         vni: Vni,
@@ -56,6 +56,11 @@ impl Agent {
             stream.list_services(services, last, messages, outputs);
             return;
         }
+        let known: Vec<Epoch> = removed
+            .iter()
+            .filter(|epoch| stream.services.contains_key(epoch))
+            .copied()
+            .collect();
         stream.change_services(services, removed, outputs);
         let all = (vni, Epoch::ZERO)..=(vni, Epoch::from_bits(u64::MAX));
         let own = self.endpoints.range_mut(all);
@@ -63,7 +68,7 @@ impl Agent {
         for (key, (endpoint, _)) in own {
             if endpoint
                 .member
-                .is_some_and(|member| removed.contains(&member.service))
+                .is_some_and(|member| known.contains(&member.service))
             {
                 endpoint.member = None;
                 left.push(*key);

@@ -146,16 +146,6 @@ impl Manager {
         }
     }
 
-    /// The services that are told on a network.
-    pub(super) fn services_on(&self, vni: Vni) -> Vec<Service> {
-        let ingress = self.state.ingress();
-        let services = self.state.services.values();
-        services
-            .filter(|service| service.networks(ingress).any(|on| on == vni))
-            .cloned()
-            .collect()
-    }
-
     /// Sends the whole list of a network's services.
     pub(super) fn send_services(&mut self, connection: Connection, vni: Vni) {
         for message in listing(vni, self.services_on(vni)) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use control::manager::GRACE;
 use control::table::Table;
 use control::testing::Installed;
-use control::{Endpoint, EndpointState, MemberState, Row, State};
+use control::{Endpoint, EndpointState, HostId, MemberState, Row, State};
 use vtep::Vni;
 
 use crate::host::Line;
@@ -104,6 +104,9 @@ impl World {
                     .members()
                     .find(|member| view.member(*member) != MemberState::Up);
                 assert_eq!(masked, None, "masked by {name}");
+                let services = host.services.get(&vni).cloned().unwrap_or_default();
+                let truth = self.manager.as_ref().map(|m| m.services_on(vni));
+                assert_eq!(Some(services), truth, "the services of {vni} to {name}");
                 let afresh = Installed::from_table(view);
                 let nothing = Installed::default();
                 assert_eq!(
@@ -119,8 +122,8 @@ impl World {
                     EndpointState::Down => State::Down,
                 };
                 assert_eq!(
-                    (row.epoch, row.owner, row.state),
-                    (endpoint.epoch, host.info.id, expected),
+                    (row.epoch, row.owner, row.state, row.member),
+                    (endpoint.epoch, host.info.id, expected, endpoint.member),
                     "{endpoint:?} of {name}"
                 );
                 if row.state == State::Up {
@@ -135,8 +138,30 @@ impl World {
             let row = truth.row(ip).filter(|row| row.state != State::Free);
             assert_eq!(row, None, "{ip} of {vni} is leased and in use");
         }
-        let held = truth.rows().filter(|row| row.state != State::Free).count();
-        assert_eq!(held, running, "no address of {vni} is held for nobody");
+        let held = truth.rows().filter(|row| row.state != State::Free);
+        let (of_services, held): (Vec<&Row>, Vec<&Row>) =
+            held.partition(|row| row.owner == HostId::NOBODY);
+        assert_eq!(
+            held.len(),
+            running,
+            "no address of {vni} is held for nobody"
+        );
+        self.check_virtual(vni, truth, of_services.len());
+    }
+
+    /// Every service has its virtual address, and no more are held.
+    fn check_virtual(&self, vni: Vni, truth: &Table, held: usize) {
+        let services = self.manager.as_ref().map(|m| m.services_on(vni));
+        let services = services.unwrap_or_default();
+        for service in &services {
+            let [ip] = service.vips[..] else {
+                panic!("{service:?} has no virtual address")
+            };
+            let row = truth.row(ip).map(|row| (row.epoch, row.owner, row.state));
+            let expected = (service.epoch, HostId::NOBODY, State::Down);
+            assert_eq!(row, Some(expected), "{service:?}");
+        }
+        assert_eq!(held, services.len(), "virtual addresses of {vni}");
     }
 }
 

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use control::{Endpoint, EndpointState, HostId, MemoryStore, Request, Response, Store};
+use control::{
+    Endpoint, EndpointState, HostId, Membership, MemoryStore, Request, Response, ServiceSpec, Store,
+};
 use vtep::Vni;
 
 use crate::host::{Line, Wanted};
@@ -14,6 +16,8 @@ use crate::world::{Happens, RETRY, World, last_issued, network_name, spec};
 /// Few addresses, so that they come round.
 const SUBNETS: [&str; 2] = ["10.0.9.0/28", "10.0.8.0/29"];
 const HOSTS: usize = 5;
+/// Names of services.
+const SERVICES: usize = 3;
 /// Longer than every grace, patience and rest.
 const QUIET: Duration = Duration::from_secs(25);
 
@@ -42,6 +46,22 @@ impl Plane for World {
                 }
             }
             Step::Toggle { which } => self.toggle(which),
+            Step::Service {
+                host: h,
+                network,
+                name,
+                remove,
+            } => {
+                let network = network_name(network % self.networks.len());
+                let name = format!("s{}", name % SERVICES);
+                let request = if remove {
+                    Request::RemoveService(name)
+                } else {
+                    Request::CreateService(ServiceSpec::named(&name, &network))
+                };
+                self.ask(host(h), request);
+            }
+            Step::Serve { which, serving } => self.serve(which, serving),
             Step::Network { network } => self.toggle_network(network % self.networks.len()),
             Step::Cut { host: h } => self.cut(host(h)),
             Step::Part {
@@ -219,6 +239,25 @@ impl World {
             EndpointState::Down => EndpointState::Up,
         };
         self.hosts[host].publish(endpoint, other);
+        self.pump(host);
+    }
+
+    /// An endpoint's part in the first service on its network.
+    pub(crate) fn serve(&mut self, which: usize, serving: bool) {
+        let Some((host, i)) = self.pick(which) else {
+            return;
+        };
+        let (mut endpoint, state) = self.hosts[host].runs[i].clone();
+        let services = self.hosts[host].services.get(&endpoint.vni);
+        let Some(service) = services.and_then(|services| services.first()) else {
+            return;
+        };
+        endpoint.member = Some(Membership {
+            service: service.epoch,
+            weight: 1,
+            serving,
+        });
+        self.hosts[host].publish(endpoint, state);
         self.pump(host);
     }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 use control::agent::{Agent, Output};
 use control::message::{ToAgent, ToManager};
 use control::{
-    Endpoint, EndpointState, Epoch, Event, HostId, HostInfo, Request, RequestError, Response,
+    Endpoint, EndpointState, Epoch, Event, HostId, HostInfo, Membership, Request, RequestError,
+    Response, Service,
 };
 use vtep::Vni;
 
@@ -43,6 +44,8 @@ pub(crate) struct Host {
     /// Networks followed.
     pub(crate) follows: BTreeSet<Vni>,
     pub(crate) installed: BTreeMap<Vni, Installed>,
+    /// Services of the networks followed, as the program was last told.
+    pub(crate) services: BTreeMap<Vni, Vec<Service>>,
     /// Allocations under way: the answer starts an endpoint.
     pub(crate) starting: HashMap<u64, Wanted>,
     /// Calls whose answers somebody waits for.
@@ -90,6 +93,7 @@ impl Host {
             runs: Vec::new(),
             follows: BTreeSet::new(),
             installed: BTreeMap::new(),
+            services: BTreeMap::new(),
             starting: HashMap::new(),
             answers: HashMap::new(),
             leased: BTreeSet::new(),
@@ -272,6 +276,18 @@ impl Host {
             Event::Table { vni, changes } if self.follows.contains(&vni) => {
                 self.installed.entry(vni).or_default().apply(&changes);
             }
+            Event::Services { vni, services } if self.follows.contains(&vni) => {
+                self.hear_services(vni, services);
+            }
+            Event::Reached {
+                vni,
+                generation,
+                revision,
+            } => {
+                if let Some(agent) = &mut self.agent {
+                    agent.applied(vni, generation, revision);
+                }
+            }
             Event::NetworkRemoved(vni) => {
                 self.forget(vni);
                 if self
@@ -285,6 +301,24 @@ impl Host {
             _ => {}
         }
         0
+    }
+
+    /// What runs here leaves a service that is gone: control has published that.
+    fn hear_services(&mut self, vni: Vni, services: Vec<Service>) {
+        let left = |epoch: Epoch| !services.iter().any(|service| service.epoch == epoch);
+        let before = self.services.remove(&vni).unwrap_or_default();
+        let gone: Vec<Epoch> = before
+            .iter()
+            .map(|service| service.epoch)
+            .filter(|epoch| left(*epoch))
+            .collect();
+        for (endpoint, _) in &mut self.runs {
+            let of_gone = |member: &Membership| gone.contains(&member.service);
+            if endpoint.vni == vni && endpoint.member.as_ref().is_some_and(of_gone) {
+                endpoint.member = None;
+            }
+        }
+        self.services.insert(vni, services);
     }
 
     pub(crate) fn follow(&mut self, vni: Vni) {
@@ -308,6 +342,7 @@ impl Host {
 
     fn forget(&mut self, vni: Vni) {
         self.installed.remove(&vni);
+        self.services.remove(&vni);
         self.last.retain(|(of, _), _| *of != vni);
         self.blocks.remove(&vni);
     }
@@ -330,6 +365,7 @@ impl Host {
         self.life += 1;
         self.starting.clear();
         self.installed.clear();
+        self.services.clear();
     }
 
     /// A new agent, from the state file.

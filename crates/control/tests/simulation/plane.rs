@@ -22,6 +22,15 @@ pub(crate) enum Step {
     Move { which: usize, to: usize },
     /// An endpoint that was up is down, or the other way round.
     Toggle { which: usize },
+    /// A service comes on a network, or goes from it.
+    Service {
+        host: usize,
+        network: usize,
+        name: usize,
+        remove: bool,
+    },
+    /// An endpoint becomes a member of a service that its host knows, or changes its part in it.
+    Serve { which: usize, serving: bool },
     /// A network is removed when it is empty, and made when it is not there.
     Network { network: usize },
     /// A connection is reset.
@@ -90,6 +99,8 @@ pub(crate) fn step(hardness: Hardness) -> BoxedStrategy<Step> {
         8 => (n(), n()).prop_map(|(which, to)| Step::Move { which, to }),
         8 => n().prop_map(|which| Step::Toggle { which }),
         1 => n().prop_map(|network| Step::Network { network }),
+        3 => (n(), n(), n(), any::<bool>()).prop_map(|(host, network, name, remove)| Step::Service { host, network, name, remove }),
+        6 => (n(), any::<bool>()).prop_map(|(which, serving)| Step::Serve { which, serving }),
         4 => n().prop_map(|host| Step::Cut { host }),
         4 => (n(), milliseconds()).prop_map(|(host, milliseconds)| Step::Part { host, milliseconds }),
         4 => (n(), weather).prop_map(|(host, weather)| Step::Weather { host, weather }),
