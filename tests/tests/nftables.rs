@@ -522,11 +522,13 @@ fn connections_are_listed_prolonged_and_forgotten() {
     drop((streams, udp));
 }
 
-/// A member that comes or goes is one transaction in each namespace with a client: see `docs/limits.md` for what a thousand
-/// take on an idle machine. The limit here only finds what is slow by nature, as a program started for each is.
+/// A member that comes or goes is one transaction in each namespace with a client. The limit here only finds what is slow by
+/// nature, as a program started for each is; `TOWLINE_TEST_NAMESPACES=1000` is for measuring.
 #[test]
 fn many_namespaces_are_changed_quickly() {
-    let namespaces: Vec<_> = (0..50).map(|_| TestNetns::new(unique(PREFIX))).collect();
+    let count = std::env::var("TOWLINE_TEST_NAMESPACES")
+        .map_or(50, |count| count.parse().expect("a number of namespaces"));
+    let namespaces: Vec<_> = (0..count).map(|_| TestNetns::new(unique(PREFIX))).collect();
     let t = table();
     let first = all_kinds();
     let mut change = Batch::new();
@@ -544,6 +546,7 @@ fn many_namespaces_are_changed_quickly() {
         }
         let taken = start.elapsed();
         println!("{} namespaces {what} in {taken:?}", namespaces.len());
-        assert!(taken < Duration::from_secs(20), "{what}: {taken:?}");
+        let each = taken / u32::try_from(namespaces.len()).expect("not so many");
+        assert!(each < Duration::from_millis(400), "{what}: {taken:?}");
     }
 }
