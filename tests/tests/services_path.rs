@@ -30,6 +30,7 @@ wire_tests!(
     a_service_s_own_settings_hold,
     a_host_s_table_is_the_same_whatever_it_was_before,
     loopback_addresses_are_the_host_s_alone,
+    the_ingress_network_is_no_way_to_anything_else,
     members_that_leave_get_no_new_connections_and_lose_none,
     virtual_addresses_are_balanced_where_the_client_is,
     what_nobody_serves_is_refused_and_what_is_removed_leaves_nothing,
@@ -513,6 +514,49 @@ fn loopback_addresses_are_the_host_s_alone(setup: Setup) {
     assert_ne!(asked.status.code(), Some(0));
     let entries = sh(&mesh.pair.a, "cat /proc/net/nf_conntrack");
     assert!(!entries.contains("dst=127.9.0.1"), "{entries}");
+}
+
+fn the_ingress_network_is_no_way_to_anything_else(setup: Setup) {
+    let mut mesh = Mesh::new(setup);
+    mesh.define(service(vec![published(Protocol::Tcp, 8080, 80)]));
+    mesh.apply();
+    let host = Endpoint::new(VNI, 2).ip();
+    let _listener = mesh
+        .pair
+        .a
+        .run(|| TcpListener::bind("0.0.0.0:9999"))
+        .unwrap();
+    let _outside = mesh
+        .client
+        .run(|| TcpListener::bind("0.0.0.0:9999"))
+        .unwrap();
+    // Programs of the host: by its address there, and by loopback addresses, which its interface there takes.
+    sysctl::set(&mesh.user, "net/ipv4/conf/eth0/route_localnet", "1").unwrap();
+    for net in ["127.9.0.0/16", "198.51.100.0/24"] {
+        sh(&mesh.user, &format!("ip route add {net} via {host}"));
+    }
+    // A neighbour of the host that knows the members' addresses.
+    sh(
+        &mesh.client,
+        &format!("ip route add 10.0.9.0/24 via {}", HOST_A[0]),
+    );
+    let host = host.to_string();
+    for (from, ip, port) in [
+        (&mesh.user, &*host, 9999),
+        (&mesh.user, "127.9.0.1", 9999),
+        (&mesh.user, HOST_A[0], 9999),
+        (&mesh.user, CLIENT[0], 9999),
+        (&mesh.client, "10.0.9.11", 80),
+        (&mesh.client, "10.0.9.12", 80),
+    ] {
+        let asked = try_sh(from, &format!("nc -z -w 1 {ip} {port}"));
+        assert_ne!(asked.status.code(), Some(0), "{}: {ip}:{port}", from.name());
+    }
+    // All of these are there, and what is published goes on.
+    connect(&mesh.client, HOST_A[0], 8080).unwrap();
+    sh(&mesh.client, &format!("nc -z -w 30 {} 9999", HOST_A[0]));
+    sh(&mesh.pair.a, &format!("nc -z -w 30 {} 9999", CLIENT[0]));
+    sh(&mesh.user, "nc -z -w 30 10.0.9.11 80");
 }
 
 fn members_that_leave_get_no_new_connections_and_lose_none(setup: Setup) {
