@@ -39,13 +39,14 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// Begins to ask, at once.
+    /// Begins to ask, at once. `healthy`: what is known of it already, which holds until a try says otherwise.
     ///
     /// # Errors
     /// When no thread can be started.
     pub fn start(
         check: HealthCheck,
         target: HealthTarget,
+        healthy: bool,
         on_change: OnChange,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
@@ -53,7 +54,7 @@ impl Checker {
             .name("health".to_owned())
             .spawn(move || {
                 let started = Instant::now();
-                let mut health = Health::new(&check);
+                let mut health = Health::new(&check, healthy);
                 let mut wait = Duration::ZERO;
                 while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                     let found = try_once(&check, &target);

@@ -96,6 +96,15 @@ impl Services {
             .flat_map(|network| network.services.values())
     }
 
+    /// The members of a service by their addresses on a network, those that take no new connections too.
+    pub fn members(&self, vni: Vni, service: Epoch) -> impl Iterator<Item = (IpAddr, &Backend)> {
+        let network = self.networks.get(&vni);
+        let backends = network.into_iter().flat_map(|network| &network.backends);
+        backends
+            .filter(move |(_, backend)| backend.service == service)
+            .map(|(ip, backend)| (*ip, backend))
+    }
+
     /// Virtual addresses of the services of a network itself: the datapath answers ARP, neighbour discovery and pings for them.
     #[must_use]
     pub fn vips(&self, vni: Vni) -> BTreeSet<IpAddr> {
@@ -199,15 +208,11 @@ impl Services {
 
     /// The members of a service on one network, and the slots of those that take new connections.
     fn pool(&self, vni: Vni, service: &Service, salt: u64) -> Pool {
-        let backends = self.networks.get(&vni).map(|network| &network.backends);
-        let members = || {
-            let all = backends.into_iter().flatten();
-            all.filter(|(_, backend)| backend.service == service.epoch)
-        };
+        let members = || self.members(vni, service.epoch);
         let family = |is_v4: bool| {
             let serving: Vec<_> = members()
                 .filter(|(ip, backend)| backend.serving && ip.is_ipv4() == is_v4)
-                .map(|(ip, backend)| (*ip, backend.weight))
+                .map(|(ip, backend)| (ip, backend.weight))
                 .collect();
             // The kernel counts from the first slot again when the slots change: each set of members begins elsewhere.
             let set = serving.iter().flat_map(|(ip, _)| words_of(*ip));
@@ -218,7 +223,7 @@ impl Services {
             balance: service.spec.balance,
             v4: family(true),
             v6: family(false),
-            members: members().map(|(ip, _)| *ip).collect(),
+            members: members().map(|(ip, _)| ip).collect(),
         }
     }
 }

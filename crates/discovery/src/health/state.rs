@@ -21,15 +21,15 @@ pub struct Health {
 }
 
 impl Health {
-    /// Of a member that has just started: not healthy yet.
+    /// Of a member that is `healthy` as far as is known; one that has just started is not.
     #[must_use]
-    pub fn new(check: &HealthCheck) -> Self {
+    pub fn new(check: &HealthCheck, healthy: bool) -> Self {
         Self {
             interval: Duration::from_millis(check.interval.max(1).into()),
             retries: check.retries.max(1),
             start_period: Duration::from_millis(check.start_period.into()),
-            healthy: false,
-            ever_healthy: false,
+            healthy,
+            ever_healthy: healthy,
             failures: 0,
         }
     }
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn one_success_is_healthy_and_several_failures_are_not() {
-        let mut health = Health::new(&check(3, 0));
+        let mut health = Health::new(&check(3, 0), false);
         assert_eq!(health.judge(at(1), false), None, "it was not healthy yet");
         assert_eq!(health.judge(at(2), true), Some(true));
         assert_eq!(health.judge(at(3), true), None);
@@ -108,8 +108,17 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_healthy_is_so_until_its_failures_say_otherwise() {
+        let mut health = Health::new(&check(2, 10_000), true);
+        assert!(health.is_healthy());
+        assert_eq!(health.judge(at(1), true), None);
+        assert_eq!(health.judge(at(2), false), None);
+        assert_eq!(health.judge(at(3), false), Some(false));
+    }
+
+    #[test]
     fn failures_count_from_the_end_of_the_start_period_or_the_first_success() {
-        let mut health = Health::new(&check(1, 10_000));
+        let mut health = Health::new(&check(1, 10_000), false);
         assert_eq!(health.next_try(at(1)), at(1), "it may serve soon");
         assert_eq!(health.next_try(at(60)), at(30), "it may never");
         assert_eq!(health.judge(at(5), false), None);
@@ -121,7 +130,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_said_is_what_it_is_and_never_said_twice(retries in 0..5_u32, start in 0..20_000_u32, found: Vec<bool>) {
-            let mut health = Health::new(&check(retries, start));
+            let mut health = Health::new(&check(retries, start), false);
             let mut said = false;
             for (second, success) in (0..).zip(found) {
                 if let Some(now) = health.judge(at(second), success) {
