@@ -26,6 +26,9 @@ const SINK_BUFFER: usize = 16 << 20;
 const SIZES: usize = 4096;
 /// How long a silent peer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Threads that take connections, and threads that make them.
+const GREETERS: usize = 4;
+const KNOCKERS: usize = 8;
 
 /// The kinds of load.
 #[derive(Debug, clap::Subcommand)]
@@ -53,9 +56,33 @@ pub enum LoadCommand {
     },
     /// Answer requests of one TCP connection
     Serve {
-        /// Address to listen at, on a free port
+        /// Address to listen at
         #[arg(long)]
         bind: IpAddr,
+        /// Port to listen at; 0: a free one
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
+    /// Answer one request of each of many TCP connections, and end it
+    Greet {
+        /// Address to listen at
+        #[arg(long)]
+        bind: IpAddr,
+        /// Port to listen at; 0: a free one
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
+    /// Make a connection, send a request, wait for its answer, and again
+    Knock {
+        /// The greeter
+        #[arg(long)]
+        to: SocketAddr,
+        /// Bytes of each request and each answer
+        #[arg(long)]
+        size: u16,
+        /// For how long
+        #[arg(long)]
+        seconds: u32,
     },
     /// Send a request, wait for its answer, and again
     Call {
@@ -122,21 +149,28 @@ pub(crate) fn run(command: &LoadCommand) -> anyhow::Result<()> {
             max,
             seconds,
         } => say(&send(to, min, max, Duration::from_secs(seconds.into()))?),
-        LoadCommand::Serve { bind } => {
-            let listener =
-                TcpListener::bind((bind, 0)).with_context(|| format!("can't listen at {bind}"))?;
-            say(&Listening {
-                listening: listener
-                    .local_addr()
-                    .context("a bound socket has an address")?,
-            })?;
-            when_stdin_ends(|| std::process::exit(0));
-            serve(&listener)
+        LoadCommand::Serve { bind, port } => serve(&listen(bind, port)?),
+        LoadCommand::Greet { bind, port } => greet(&listen(bind, port)?),
+        LoadCommand::Knock { to, size, seconds } => {
+            say(&knock(to, size, Duration::from_secs(seconds.into()))?)
         }
         LoadCommand::Call { to, size, seconds } => {
             say(&call(to, size, Duration::from_secs(seconds.into()))?)
         }
     }
+}
+
+/// Listens, says where, and ends the process with the bench.
+fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let listener =
+        TcpListener::bind((bind, port)).with_context(|| format!("can't listen at {bind}"))?;
+    say(&Listening {
+        listening: listener
+            .local_addr()
+            .context("a bound socket has an address")?,
+    })?;
+    when_stdin_ends(|| std::process::exit(0));
+    Ok(listener)
 }
 
 fn say(value: &impl Serialize) -> anyhow::Result<()> {
@@ -256,6 +290,88 @@ fn serve(listener: &TcpListener) -> anyhow::Result<()> {
     }
 }
 
+/// Answers by several threads, for ever. This side ends each connection, so that the other's port is free again at once.
+fn greet(listener: &TcpListener) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        for _ in 0..GREETERS {
+            scope.spawn(|| {
+                let mut buffer = vec![0; usize::from(u16::MAX)];
+                loop {
+                    // A client that gives up ends nothing but its own connection.
+                    if let Ok((mut stream, _)) = listener.accept()
+                        && let Ok(len) = stream.read(&mut buffer)
+                    {
+                        let _ = stream.write_all(&buffer[..len]);
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// As many connections as several threads make one after another.
+fn knock(to: SocketAddr, size: u16, time: Duration) -> anyhow::Result<Called> {
+    let start = Instant::now();
+    let times = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..KNOCKERS)
+            .map(|_| scope.spawn(move || knock_again(to, size, start + time)))
+            .collect();
+        let mut all = histogram()?;
+        for thread in threads {
+            let times = thread.join().expect("invariant: a knocker doesn't panic")?;
+            all.add(times).context("the bounds are the same")?;
+        }
+        Ok::<_, anyhow::Error>(all)
+    })?;
+    Ok(called(&times, start.elapsed()))
+}
+
+fn knock_again(to: SocketAddr, size: u16, end: Instant) -> anyhow::Result<Histogram<u64>> {
+    let mut times = histogram()?;
+    let mut buffer = vec![0; size.into()];
+    loop {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)
+            .with_context(|| format!("can't connect to {to}"))?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .context("can't set a time limit")?;
+        stream
+            .write_all(&buffer)
+            .with_context(|| format!("can't send a request to {to}"))?;
+        stream
+            .read_exact(&mut buffer)
+            .with_context(|| format!("{to} doesn't answer"))?;
+        // Until the other side has ended it.
+        let _ = stream.read(&mut [0]);
+        let now = Instant::now();
+        record(&mut times, now - begun);
+        if now >= end {
+            return Ok(times);
+        }
+    }
+}
+
+/// Nanoseconds, up to 10 s, to three digits.
+fn histogram() -> anyhow::Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, 10_000_000_000, 3).context("the bounds are in order")
+}
+
+fn record(times: &mut Histogram<u64>, time: Duration) {
+    times.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+}
+
+fn called(times: &Histogram<u64>, elapsed: Duration) -> Called {
+    let at = |quantile| micros_f64(times.value_at_quantile(quantile));
+    Called {
+        transactions: times.len(),
+        micros: micros(elapsed),
+        p50_us: at(0.5),
+        p99_us: at(0.99),
+    }
+}
+
 fn call(to: SocketAddr, size: u16, time: Duration) -> anyhow::Result<Called> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE)
         .with_context(|| format!("can't connect to {to}"))?;
@@ -264,9 +380,7 @@ fn call(to: SocketAddr, size: u16, time: Duration) -> anyhow::Result<Called> {
         .set_read_timeout(Some(PATIENCE))
         .context("can't set a time limit")?;
     let mut buffer = vec![0; size.into()];
-    // Nanoseconds, up to 10 s, to three digits.
-    let mut times = Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3)
-        .context("the bounds are in order")?;
+    let mut times = histogram()?;
     let start = Instant::now();
     let mut sent_at = start;
     let elapsed = loop {
@@ -277,19 +391,13 @@ fn call(to: SocketAddr, size: u16, time: Duration) -> anyhow::Result<Called> {
             .read_exact(&mut buffer)
             .with_context(|| format!("{to} doesn't answer"))?;
         let now = Instant::now();
-        times.saturating_record(u64::try_from((now - sent_at).as_nanos()).unwrap_or(u64::MAX));
+        record(&mut times, now - sent_at);
         if now - start >= time {
             break now - start;
         }
         sent_at = now;
     };
-    let at = |quantile| micros_f64(times.value_at_quantile(quantile));
-    Ok(Called {
-        transactions: times.len(),
-        micros: micros(elapsed),
-        p50_us: at(0.5),
-        p99_us: at(0.99),
-    })
+    Ok(called(&times, elapsed))
 }
 
 fn micros(time: Duration) -> u64 {
@@ -334,6 +442,17 @@ mod tests {
         );
         assert!(received.micros > 10_000, "{received:?}");
         assert!(send(to, 9, 8, Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn connections_are_made_one_after_another_by_each_thread() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        // Ends with the test's process.
+        std::thread::spawn(move || greet(&listener));
+        let called = knock(to, 64, Duration::from_millis(50)).unwrap();
+        assert!(called.transactions >= KNOCKERS as u64, "{called:?}");
+        assert!(called.p50_us <= called.p99_us, "{called:?}");
     }
 
     #[test]

@@ -15,7 +15,9 @@ use crate::cpu::{self, CpuGroup};
 use crate::load::{Called, Listening, Received, Sent};
 
 /// iperf3's port; each path has namespaces of its own.
-const IPERF_PORT: &str = "5201";
+pub(super) const IPERF_PORT: u16 = 5201;
+/// Where our own servers listen that are reached by a published port.
+pub(super) const SERVER_PORT: u16 = 5202;
 /// Bytes of a request and of its answer.
 const REQUEST_LEN: u16 = 64;
 
@@ -32,6 +34,8 @@ pub(crate) enum Choice {
     Udpmix,
     /// Requests and responses of 64 bytes over one TCP connection
     Rr,
+    /// New TCP connections, a request and a response of 64 bytes over each
+    Conn,
 }
 
 impl Choice {
@@ -43,6 +47,7 @@ impl Choice {
             Self::Udp64 => &[Load::Udp64],
             Self::Udpmix => &[Load::Udpmix, Load::Udpmix1372],
             Self::Rr => &[Load::Rr],
+            Self::Conn => &[Load::Conn],
         }
     }
 }
@@ -57,6 +62,7 @@ pub(crate) enum Load {
     Udpmix,
     Udpmix1372,
     Rr,
+    Conn,
 }
 
 impl Load {
@@ -69,6 +75,7 @@ impl Load {
             Self::Udpmix => "UDP 64-263 B, packets/s",
             Self::Udpmix1372 => "UDP 64-1372 B, packets/s",
             Self::Rr => "TCP request/response, /s",
+            Self::Conn => "new TCP connections, /s",
         }
     }
 
@@ -83,6 +90,7 @@ impl Load {
             Self::Tcp1 | Self::Tcp4 => "Gbit/s",
             Self::Udp64 | Self::Udpmix | Self::Udpmix1372 => "packets/s",
             Self::Rr => "transactions/s",
+            Self::Conn => "connections/s",
         }
     }
 
@@ -91,6 +99,7 @@ impl Load {
             Self::Tcp1 | Self::Tcp4 => "s/GB",
             Self::Udp64 | Self::Udpmix | Self::Udpmix1372 => "us/packet",
             Self::Rr => "us/transaction",
+            Self::Conn => "us/connection",
         }
     }
 }
@@ -131,7 +140,8 @@ pub(crate) fn measure(
         Load::Udp64 => run.datagrams(64, 64),
         Load::Udpmix => run.datagrams(64, 263),
         Load::Udpmix1372 => run.datagrams(64, 1372),
-        Load::Rr => run.requests(),
+        Load::Rr => run.requests("serve", "call"),
+        Load::Conn => run.requests("greet", "knock"),
     }
     .with_context(|| format!("'{}' over the {} path", load.title(), path.kind.name()))?;
     let used = usage()?.saturating_sub(before);
@@ -158,16 +168,17 @@ impl Run<'_> {
     }
 
     fn iperf3(&self, streams: u32) -> anyhow::Result<Work> {
-        let address = self.path.address.to_string();
+        let (bind, address) = (self.path.bind.to_string(), self.path.address.to_string());
+        let port = (IPERF_PORT + self.path.port_offset).to_string();
         let (streams, time) = (streams.to_string(), self.seconds.to_string());
         let mut server = self.server(Command::new("iperf3").args([
             "-s",
             "-1",
             "--forceflush",
             "-B",
-            &address,
+            &bind,
             "-p",
-            IPERF_PORT,
+            &IPERF_PORT.to_string(),
         ]))?;
         server.wait_for(|line| line.contains("Server listening"))?;
         let client = self.client(Command::new("iperf3").args([
@@ -179,7 +190,7 @@ impl Run<'_> {
             "-c",
             &address,
             "-p",
-            IPERF_PORT,
+            &port,
             "-P",
             &streams,
             "-t",
@@ -222,9 +233,9 @@ impl Run<'_> {
         })
     }
 
-    fn requests(&self) -> anyhow::Result<Work> {
-        let (server, to) = self.listener("serve")?;
-        let client = self.client(load_command()?.arg("call").args([
+    fn requests(&self, server: &str, client: &str) -> anyhow::Result<Work> {
+        let (server, to) = self.listener(server)?;
+        let client = self.client(load_command()?.arg(client).args([
             format!("--to={to}"),
             format!("--size={REQUEST_LEN}"),
             format!("--seconds={}", self.seconds),
@@ -250,12 +261,14 @@ impl Run<'_> {
         let mut server = self.server(
             load_command()?
                 .arg(kind)
-                .arg(format!("--bind={}", self.path.address)),
+                .arg(format!("--bind={}", self.path.bind))
+                .args(self.path.fixed_port().map(|port| format!("--port={port}"))),
         )?;
         let line = server.wait_for(|_| true)?;
         let Listening { listening } = serde_json::from_str(&line)
             .with_context(|| format!("'{line}' says not where the {kind} listens"))?;
-        Ok((server, listening))
+        let port = listening.port() + self.path.port_offset;
+        Ok((server, SocketAddr::new(self.path.address, port)))
     }
 }
 
@@ -339,7 +352,15 @@ mod tests {
             .collect();
         assert_eq!(
             names,
-            ["tcp1", "tcp4", "udp64", "udpmix", "udpmix1372", "rr"]
+            [
+                "tcp1",
+                "tcp4",
+                "udp64",
+                "udpmix",
+                "udpmix1372",
+                "rr",
+                "conn"
+            ]
         );
     }
 }

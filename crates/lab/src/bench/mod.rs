@@ -29,6 +29,15 @@ use path::PathKind;
 use report::{Machine, NotRun, Report};
 use stats::Sample;
 
+/// What `--service` measures.
+const SERVICE_LOADS: [Choice; 3] = [Choice::Tcp1, Choice::Rr, Choice::Conn];
+const SERVICE_PATHS: [PathKind; 4] = [
+    PathKind::Towline,
+    PathKind::Vip,
+    PathKind::Ingress,
+    PathKind::Dnat,
+];
+
 /// Options of `lab bench`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -62,6 +71,9 @@ pub struct BenchArgs {
         value_name = "PATH,…"
     )]
     paths: Vec<PathKind>,
+    /// Measure services: tcp1, rr and conn over towline, vip, ingress and dnat
+    #[arg(long, conflicts_with_all = ["only", "paths"])]
+    service: bool,
     /// The lab's name
     #[arg(long, default_value = "lab")]
     name: LabName,
@@ -78,7 +90,12 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if state.settings.hosts < 2 {
         bail!("the bench needs two hosts: take lab '{lab}' down, and up with --hosts 2 or more");
     }
-    let loads = unique(args.only.iter().flat_map(|choice| choice.loads()).copied());
+    let (only, chosen) = if args.service {
+        (&SERVICE_LOADS[..], &SERVICE_PATHS[..])
+    } else {
+        (&args.only[..], &args.paths[..])
+    };
+    let loads = unique(only.iter().flat_map(|choice| choice.loads()).copied());
     if loads
         .iter()
         .any(|load| matches!(load, Load::Tcp1 | Load::Tcp4))
@@ -88,10 +105,12 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let _lock = folder.lock()?;
     interrupt::catch()?;
     // What a bench that was killed left.
+    path::service::take_down(lab, &folder)?;
     down::take_down_bench(lab, &folder)?;
     let machine = Machine::this();
-    let measured = measure(args, &folder, &state, &loads);
-    let taken_down = down::take_down_bench(lab, &folder);
+    let measured = measure(args, &folder, &state, &loads, chosen);
+    let taken_down =
+        path::service::take_down(lab, &folder).and_then(|()| down::take_down_bench(lab, &folder));
     let (samples, not_run) = measured?;
     let results = report::rows(&samples);
     taken_down.context("can't take away what the bench has added to the lab")?;
@@ -119,12 +138,13 @@ fn measure(
     folder: &Folder,
     state: &State,
     loads: &[Load],
+    chosen: &[PathKind],
 ) -> anyhow::Result<(Samples, Vec<NotRun>)> {
     let lab = &args.name;
-    let progress = Progress::new(args.rounds, loads.len() * args.paths.len());
+    let progress = Progress::new(args.rounds, loads.len() * chosen.len());
     progress.say("making the paths");
     let (mut paths, mut not_run) = (Vec::new(), Vec::new());
-    for kind in unique(args.paths.iter().copied()) {
+    for kind in unique(chosen.iter().copied()) {
         interrupt::check()?;
         match path::make(kind, lab, folder, state) {
             Ok(path) => paths.push(path),

@@ -8,10 +8,14 @@
 //! | plain | NAME-p1c1 → NAME-p2c1: Towline on its plain backend, a cluster of its own |
 //! | local-kernel | NAME-k3c1 → NAME-k3c2: two containers of one host, a bridge and veth pairs |
 //! | local | the first two containers of NAME-h1 |
+//! | vip | the first container of NAME-h1 → a member of a service on NAME-h2, by the service's virtual address |
+//! | ingress | NAME-out → NAME-h1 → the same member, by a published port |
+//! | dnat | NAME-out → NAME-h1 → the same member, by a rule of plain nftables that hides the client |
 //! | ovs, tinc, fastd, wireguard-go | NAME-oN → NAME-oN+1: other programs' tunnels, see `path/peers.rs` |
 
 mod kernel;
 mod peers;
+pub(super) mod service;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,6 +24,7 @@ use anyhow::{Context, bail};
 use netns::Netns;
 use serde::{Deserialize, Serialize};
 
+use super::load::SERVER_PORT;
 use super::tool::Tool;
 use crate::agent::{Agent, Host};
 use crate::cpu::CpuGroup;
@@ -47,6 +52,12 @@ pub(crate) enum PathKind {
     LocalKernel,
     /// Two containers of one host, by Towline
     Local,
+    /// A service's member, by its virtual address
+    Vip,
+    /// The same member from outside, by a published port
+    Ingress,
+    /// The same by a rule of plain nftables that hides the client
+    Dnat,
     /// Open vSwitch with its userspace datapath, VXLAN
     Ovs,
     /// tinc 1.0, without its encryption
@@ -69,6 +80,9 @@ impl PathKind {
             Self::Plain => "plain",
             Self::LocalKernel => "local-kernel",
             Self::Local => "local",
+            Self::Vip => "vip",
+            Self::Ingress => "ingress",
+            Self::Dnat => "dnat",
             Self::Ovs => "ovs",
             Self::Tinc => "tinc",
             Self::Fastd => "fastd",
@@ -79,6 +93,11 @@ impl PathKind {
     /// Whether both of its ends are on one host.
     pub(crate) const fn is_local(self) -> bool {
         matches!(self, Self::LocalKernel | Self::Local)
+    }
+
+    /// Whether it leads to a service's member.
+    pub(crate) const fn is_service(self) -> bool {
+        matches!(self, Self::Vip | Self::Ingress | Self::Dnat)
     }
 
     /// The kernel's path that does the same.
@@ -97,11 +116,23 @@ pub(crate) struct Path {
     pub(crate) kind: PathKind,
     pub(crate) client: Netns,
     pub(crate) server: Netns,
+    /// Where the client finds the server.
     pub(crate) address: IpAddr,
+    /// Where the server listens.
+    pub(crate) bind: IpAddr,
+    /// What the client's port is above the server's.
+    pub(crate) port_offset: u16,
     /// The agents whose CPU time is part of its cost.
     pub(crate) agents: Option<CpuGroup>,
     /// Programs that carry it and end with it.
     helpers: Helpers,
+}
+
+impl Path {
+    /// Where our own servers listen; none: on a free port.
+    pub(crate) fn fixed_port(&self) -> Option<u16> {
+        self.kind.is_service().then_some(SERVER_PORT)
+    }
 }
 
 /// Programs that carry a path.
@@ -135,6 +166,8 @@ pub(crate) fn make(
             client: Netns::open(&lab.of(Role::Node(Kind::Host, 1)))?,
             server: Netns::open(&lab.of(Role::Node(Kind::Host, 2)))?,
             address: topology::address(Kind::Host, 2, state.settings.underlay),
+            bind: topology::address(Kind::Host, 2, state.settings.underlay),
+            port_offset: 0,
             agents: None,
             helpers: Helpers::default(),
         },
@@ -153,6 +186,9 @@ pub(crate) fn make(
             };
             let ends = [Place::first(&hosts[0]), second];
             between_containers(kind, &hosts, ends, lab_agents(lab, state)?)?
+        }
+        PathKind::Vip | PathKind::Ingress | PathKind::Dnat => {
+            service::make(kind, lab, folder, state)?
         }
         PathKind::Plain => make_plain(lab, folder, state)?,
         PathKind::Ovs | PathKind::Tinc | PathKind::Fastd | PathKind::WireguardGo => {
@@ -234,14 +270,15 @@ fn between_containers(
 ) -> anyhow::Result<Path> {
     let endpoints = up::endpoints(&hosts[0])?;
     let (client, server) = (client.find(&endpoints)?, server.find(&endpoints)?);
+    let address = server.ips.first();
+    let address = *address.with_context(|| format!("{} has no address", server.container))?;
     Ok(Path {
         kind,
         client: Netns::open(&client.container)?,
         server: Netns::open(&server.container)?,
-        address: *server
-            .ips
-            .first()
-            .with_context(|| format!("{} has no address", server.container))?,
+        address,
+        bind: address,
+        port_offset: 0,
         agents: Some(agents),
         helpers: Helpers::default(),
     })

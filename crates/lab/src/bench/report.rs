@@ -67,6 +67,9 @@ pub(crate) struct Row {
     p99_us: Option<f64>,
     pub(crate) vs_kernel: Option<f64>,
     vs_underlay: Option<f64>,
+    /// Of a path to a service's member, against the way between two containers.
+    #[serde(default)]
+    vs_towline: Option<f64>,
 }
 
 impl Machine {
@@ -122,6 +125,9 @@ pub(crate) fn rows(samples: &[(Load, PathKind, Vec<Sample>)]) -> Vec<Row> {
             vs_underlay: stats::ratio(summary.median, median_of(*load, PathKind::Underlay))
                 .filter(|_| !path.is_local())
                 .map(rounded),
+            vs_towline: stats::ratio(summary.median, median_of(*load, PathKind::Towline))
+                .filter(|_| path.is_service())
+                .map(rounded),
             summary: Summary {
                 median: rounded(summary.median),
                 min: rounded(summary.min),
@@ -158,7 +164,7 @@ impl Report {
 }
 
 /// Heads of a table's columns.
-pub(crate) const HEADER: [&str; 8] = [
+pub(crate) const HEADER: [&str; 9] = [
     "LOAD",
     "PATH",
     "MEDIAN",
@@ -167,6 +173,7 @@ pub(crate) const HEADER: [&str; 8] = [
     "P50 / P99 µs",
     "VS KERNEL",
     "VS UNDERLAY",
+    "VS TOWLINE",
 ];
 
 /// A table's cells, each load named once.
@@ -198,6 +205,7 @@ pub(crate) fn cells(results: &[Row]) -> impl Iterator<Item = Vec<String>> + '_ {
             latency,
             times(row.vs_kernel),
             times(row.vs_underlay),
+            times(row.vs_towline),
         ]
     })
 }
@@ -298,7 +306,7 @@ mod tests {
         let expected = serde_json::json!({
             "load": "tcp1", "path": "underlay", "unit": "Gbit/s", "median": 4.5, "min": 4.0, "max": 5.0,
             "samples": [5.0, 4.0, 4.5], "cpu": 1.5, "cpu_samples": [2.0, 1.0, 1.5], "cpu_unit": "s/GB", "p50_us": null, "p99_us": null,
-            "vs_kernel": 1.5, "vs_underlay": 1.0,
+            "vs_kernel": 1.5, "vs_underlay": 1.0, "vs_towline": null,
         });
         assert_eq!(json["results"][0], expected);
         assert_eq!(json["results"][2]["vs_kernel"], 0.5);

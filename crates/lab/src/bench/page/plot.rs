@@ -255,7 +255,11 @@ impl Axis {
         );
         mark(out, row.path, (self.x(*median), y));
         let rate = short(row.summary.median);
-        let unit = row.unit.replace("transactions", "").replace("packets", "");
+        let unit = row
+            .unit
+            .replace("transactions", "")
+            .replace("connections", "")
+            .replace("packets", "");
         let space = if unit.starts_with('/') { "" } else { " " };
         text(
             out,
@@ -270,9 +274,9 @@ impl Axis {
 /// What a path's marks look like.
 const fn class_of(path: PathKind) -> &'static str {
     match path {
-        PathKind::Towline | PathKind::Local => "own",
+        PathKind::Towline | PathKind::Local | PathKind::Vip | PathKind::Ingress => "own",
         PathKind::Plain => "plain",
-        PathKind::Underlay | PathKind::Kernel | PathKind::LocalKernel => "other",
+        PathKind::Underlay | PathKind::Kernel | PathKind::LocalKernel | PathKind::Dnat => "other",
         PathKind::Ovs | PathKind::Tinc | PathKind::Fastd | PathKind::WireguardGo => "peer",
     }
 }

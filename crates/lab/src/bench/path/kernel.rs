@@ -101,6 +101,8 @@ fn between(kind: PathKind, containers: Vec<Netns>) -> Path {
         client,
         server,
         address: ip(2),
+        bind: ip(2),
+        port_offset: 0,
         agents: None,
         helpers: Helpers::default(),
     }

@@ -73,6 +73,8 @@ pub(super) fn make(
     Ok(Path {
         kind,
         address: ip(two.number),
+        bind: ip(two.number),
+        port_offset: 0,
         client: one.netns,
         server: two.netns,
         agents: Some(group),
