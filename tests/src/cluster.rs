@@ -43,6 +43,8 @@ pub struct Host {
     pub address: Ipv4Addr,
     agent: Option<Child>,
     agent_options: Vec<String>,
+    /// Where the agent finds programs; none: where this test does.
+    path: Option<PathBuf>,
     folder: TempDir,
 }
 
@@ -145,6 +147,7 @@ impl Host {
                 .iter()
                 .map(|&option| option.to_owned())
                 .collect(),
+            path: None,
             folder: tempfile::Builder::new()
                 .prefix("towline-test-")
                 .tempdir()
@@ -173,6 +176,7 @@ impl Host {
             .arg(self.folder.path().join("state"))
             .args(&self.agent_options)
             .env("TOWLINE_SOCKET", self.socket())
+            .envs(self.path.iter().map(|path| ("PATH", path)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log can be shared"))
             .stderr(log);
@@ -198,6 +202,11 @@ impl Host {
     /// The next agent is started with these options.
     pub fn set_agent_options(&mut self, options: &[&str]) {
         self.agent_options = options.iter().map(|&option| option.to_owned()).collect();
+    }
+
+    /// The next agent finds programs in this folder alone.
+    pub fn set_path(&mut self, folder: &std::path::Path) {
+        self.path = Some(folder.to_owned());
     }
 
     /// Kills the agent with SIGKILL and waits until it is gone.

@@ -17,6 +17,7 @@ pub mod member;
 pub mod ovs;
 pub mod packet;
 pub mod raw;
+pub mod service;
 pub mod wire;
 
 /// Fails the test when it doesn't run as root.

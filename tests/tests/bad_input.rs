@@ -356,7 +356,8 @@ fn networks_and_names_that_cannot_be_are_refused() {
     );
     host.refused("host rm nobody", FAILED, &["nobody", "towline host ls"]);
     for refused in [
-        "service ls",
+        "service rollback web",
+        "service logs web",
         "volume ls",
         "doctor",
         "bench",

@@ -56,6 +56,21 @@ impl Control {
         }
     }
 
+    /// What was told up to there is in force on this host.
+    pub(crate) fn applied(&self, vni: Vni, generation: u16, revision: u64) {
+        if let Self::Manager(control) = self {
+            control.applied(vni, generation, revision);
+        }
+    }
+
+    /// Which hosts do not act yet on what was last said of an endpoint; waits a second for them. A file has no services.
+    pub(crate) fn confirmed(&self, vni: Vni, epoch: Epoch) -> Result<Vec<String>, RequestError> {
+        match self {
+            Self::Manager(control) => control.confirmed(vni, epoch),
+            Self::Static(_) => Ok(Vec::new()),
+        }
+    }
+
     /// A frame came here that should not have; only a manager can tell its sender.
     pub(crate) fn misdelivered(&self, vni: Vni, mac: MacAddr, from: IpAddr) {
         if let Self::Manager(control) = self {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Agent, capture, container, fdb, host, installed, join, manager, network, port, status, trust,
+    Agent, capture, container, fdb, host, installed, join, manager, network, port, service, status,
+    trust,
 };
 use crate::api::{Request, Response};
 
@@ -58,6 +59,7 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
             let running = capture::start(agent, &wanted)?;
             return Ok(Answer::Stream(Box::new(running)));
         }
+        Request::Service(request) => Response::Service(service::handle(agent, request)?),
         Request::Container(request) => Response::Container(container::handle(agent, request)?),
     }))
 }

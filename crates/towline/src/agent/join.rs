@@ -19,7 +19,8 @@ use super::membership::Parts;
 use super::network::unexpected;
 use super::state::Membership;
 use super::{
-    Agent, container, manager, neighbors, news, path, port, static_mode, survey, trust, underlay,
+    Agent, container, ingress, manager, neighbors, news, path, port, static_mode, survey, trust,
+    underlay,
 };
 use crate::api::{Init, Initialized, Join, Joined};
 
@@ -288,6 +289,7 @@ pub(super) fn leave(agent: &Arc<Agent>, force: bool) -> anyhow::Result<()> {
     }
     container::remove_all(agent)?;
     static_mode::remove_ports(agent, &member)?;
+    ingress::remove(agent, &member)?;
     if !member.runs_manager()
         && let Err(error) = member.control.request(Request::Leave)
     {

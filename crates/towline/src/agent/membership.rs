@@ -16,6 +16,7 @@ use vtep::fdb::Change;
 use super::control_source::Control;
 use super::keys::{self, Keys};
 use super::port::PortKeeper;
+use super::services::Services;
 use super::state::Membership;
 use super::static_mode::StaticTables;
 use super::tables::{Follower, network_config};
@@ -49,6 +50,8 @@ pub(crate) struct Member {
     pub(super) follower: Arc<Follower>,
     /// None in static mode.
     keys: Mutex<Option<Keys>>,
+    /// What this host does for services.
+    pub(crate) services: Services,
     /// The UDP port of VXLAN, which may change.
     pub(super) port: PortKeeper,
     manager: Mutex<Option<ManagerHandle>>,
@@ -118,6 +121,7 @@ impl Parts {
         };
         Ok(Member {
             follower: Arc::new(Follower::new(self.host.id, Arc::clone(&self.datapath))),
+            services: Services::new(agent.netns.clone()),
             port: PortKeeper::new(self.settled.port),
             settled: self.settled,
             host: self.host,
@@ -176,6 +180,7 @@ impl Member {
         let gateway = ensure_gateway(agent, &settled)?;
         Ok(Self {
             follower: Arc::new(Follower::new(host.id, Arc::clone(&datapath))),
+            services: Services::new(agent.netns.clone()),
             port: PortKeeper::new(settled.port),
             settled,
             host,
@@ -276,8 +281,10 @@ impl Member {
 
     /// As [`Self::enter_network`] for a network that the state file has already.
     pub(super) fn follow(&self, network: &Network) {
-        self.datapath
-            .apply(&[Change::SetNetwork(network_config(network))]);
+        self.datapath.apply(&[Change::SetNetwork(network_config(
+            network,
+            self.services.vips(network.vni),
+        ))]);
         self.follower.follow(network.vni);
         self.control.subscribe(network.vni);
     }
@@ -297,6 +304,7 @@ impl Member {
         if idle {
             self.control.unsubscribe(vni);
             self.follower.forget(vni);
+            self.services.forget(vni);
             self.datapath.apply(&[Change::RemoveNetwork(vni)]);
         }
         Ok(())

@@ -15,6 +15,7 @@ mod control_source;
 mod dispatch;
 mod fdb;
 mod host;
+mod ingress;
 mod installed;
 mod join;
 mod keys;
@@ -27,6 +28,8 @@ mod news;
 mod path;
 mod port;
 mod server;
+mod service;
+mod services;
 pub(crate) mod state;
 mod static_mode;
 mod status;
@@ -210,6 +213,9 @@ impl Agent {
         let member = Arc::new(parts.finish(self).map_err(|(_, error)| error)?);
         for network in &networks {
             member.follow(network);
+        }
+        if let Err(error) = ingress::adopt(self, &member) {
+            tracing::warn!("published ports are not served by this host: {error:#}");
         }
         neighbors::raise(self);
         self.set_member(Some(Arc::clone(&member)));

@@ -140,7 +140,7 @@ pub(super) fn unexpected() -> anyhow::Error {
 }
 
 /// What this host routes, in all of its interfaces; a default route is no obstacle.
-fn routes_in_use(agent: &Agent) -> anyhow::Result<Vec<IpNet>> {
+pub(super) fn routes_in_use(agent: &Agent) -> anyhow::Result<Vec<IpNet>> {
     let routes = Netlink::open(&agent.netns)
         .and_then(|netlink| netlink.routes())
         .context("cannot list this host's routes")?;

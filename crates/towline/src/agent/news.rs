@@ -10,7 +10,9 @@ use control::{Event, TableChange};
 use crossbeam_channel::Receiver;
 use vtep::Vni;
 
-use super::{Agent, Member, announce, container, installed, manager, misdelivery, network, port};
+use super::{
+    Agent, Member, announce, container, installed, manager, misdelivery, network, port, services,
+};
 
 /// How long changes of tables that follow each other closely are gathered, so that the datapath gets them as one.
 const GATHERED_AT_MOST: Duration = Duration::from_millis(2);
@@ -20,6 +22,7 @@ const GATHERED_AT_MOST: Duration = Duration::from_millis(2);
 /// # Errors
 /// When no thread can be made.
 pub(super) fn start(agent: &Arc<Agent>, member: &Arc<Member>) -> anyhow::Result<()> {
+    services::start(agent, member)?;
     let events = member.control.events().clone();
     // Not the member itself: the thread must not keep alive what ends it.
     let (agent, followed) = (Arc::clone(agent), Arc::downgrade(member));
@@ -34,7 +37,7 @@ pub(super) fn start(agent: &Arc<Agent>, member: &Arc<Member>) -> anyhow::Result<
                 if let Event::Table { vni, changes } = event {
                     let mut news = vec![(vni, changes)];
                     next = gather(&events, &mut news);
-                    member.follower.tables(&news);
+                    tables(&member, &news);
                 } else {
                     handle(&agent, &member, event);
                 }
@@ -55,6 +58,14 @@ fn gather(events: &Receiver<Event>, news: &mut Vec<(Vni, Vec<TableChange>)>) -> 
         }
     }
     None
+}
+
+/// The datapath first: what a rule sends somewhere must find its way.
+fn tables(member: &Member, news: &[(Vni, Vec<TableChange>)]) {
+    member.follower.tables(news);
+    for (vni, changes) in news {
+        member.services.table(*vni, changes);
+    }
 }
 
 fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
@@ -82,7 +93,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
                 port::follow(agent, member);
             }
         }
-        Event::Table { vni, changes } => member.follower.tables(&[(vni, changes)]),
+        Event::Table { vni, changes } => tables(member, &[(vni, changes)]),
         Event::NetworkChanged(network) => {
             let known = agent
                 .state
@@ -106,7 +117,13 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
         Event::Inspect(inspection) => installed::report(member, inspection),
         Event::RowLost { vni, epoch } => container::lost(agent, vni, epoch),
         // No service is carried out here: the control plane's word on them is for who asks it.
-        Event::Services { .. } | Event::Ingress(_) | Event::Reached { .. } => {}
+        Event::Services { vni, services } => member.services.services(vni, services),
+        Event::Ingress(vni) => member.services.ingress(vni),
+        Event::Reached {
+            vni,
+            generation,
+            revision,
+        } => member.services.reached(vni, generation, revision),
         Event::Owned(owned) => container::owned(agent, &owned),
     }
 }

@@ -102,6 +102,9 @@ pub(crate) struct EndpointRecord {
     pub(crate) mtu: u16,
     /// How the port is served; fixed at attach.
     pub(crate) backend: Backend,
+    /// Which service it is a member of, as the manager was last told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) member: Option<control::service::Membership>,
     /// In static mode: the namespace of somebody else that the port is in; none: a container of `towline run`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) netns: Option<String>,
@@ -116,7 +119,7 @@ impl EndpointRecord {
             mac: self.mac,
             ips: self.ips.clone(),
             epoch: self.epoch,
-            member: None,
+            member: self.member,
         }
     }
 }
@@ -142,6 +145,7 @@ impl State {
             ifname,
             mtu,
             backend,
+            member: endpoint.member,
             netns: None,
         }
     }
@@ -159,6 +163,9 @@ pub(crate) struct AttachmentRecord {
     pub(crate) host_ifname: String,
     /// The addresses.
     pub(crate) addresses: (Ipv4Addr, Ipv6Addr),
+    /// Ports of this host that are its own, as `run --publish` asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) publish: Vec<control::service::Publish>,
 }
 
 /// The state in memory and on disk; both change together.

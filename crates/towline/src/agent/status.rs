@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::join::NOT_ENCRYPTED;
-use super::{Agent, Member, manager, neighbors, traffic, underlay};
+use super::{Agent, Member, ingress, manager, neighbors, traffic, underlay};
 use crate::api::{ClusterStatus, Status};
 
 /// Asks every part; none of them waits for the network.
@@ -74,6 +74,15 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
             control.masked.join(", ")
         ));
     }
+    let services = member.services.summaries();
+    if source.is_none() && control.connected_to.is_none() && !services.is_empty() {
+        warnings.push(
+            "services are as they were when the last manager was heard: members and hosts that go meanwhile stay in them, \
+             connections to all others go on"
+                .to_owned(),
+        );
+    }
+    warnings.extend(member.services.problems());
     let gateway = match member.gateway().status() {
         Ok(status) => {
             warnings.extend(status.problems().map(str::to_owned));
@@ -99,7 +108,13 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
         ports: traffic::ports(agent, member),
         remotes,
         gateway,
-        endpoints: agent.state.read(|state| state.endpoints.len()),
+        endpoints: agent.state.read(|state| {
+            let containers = state.endpoints.iter();
+            containers
+                .filter(|record| !ingress::is_host(record))
+                .count()
+        }),
+        services,
         warnings,
     }
 }

@@ -4,7 +4,7 @@
 //! one becomes the other. This host's own rows stay out: local entries come with
 //! the ports themselves. [`Translator`] is pure; [`Follower`] is its shared shell.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,19 +15,19 @@ use vtep::{MacAddr, Vni};
 
 use super::announce::Announcements;
 
-/// What the datapath must know of a network.
-pub(super) fn network_config(network: &Network) -> NetworkConfig {
+/// What the datapath must know of a network. `service_ips`: the addresses of its services.
+pub(super) fn network_config(network: &Network, service_ips: BTreeSet<IpAddr>) -> NetworkConfig {
     NetworkConfig {
         vni: network.vni,
         mtu: network.mtu,
         gateway_mac: network.gateway_mac,
-        service_ips: Default::default(),
         gateway_ips: network
             .subnets
             .iter()
             .map(|subnet| subnet.gateway)
             .collect(),
         settings: network.settings,
+        service_ips,
     }
 }
 

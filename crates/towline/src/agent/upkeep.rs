@@ -35,6 +35,7 @@ fn watch(agent: &Weak<Agent>) {
         // What had the port may have gone.
         if let Ok(member) = agent.member() {
             port::follow(&agent, &member);
+            member.services.look();
         }
         manager::look(&agent);
     }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use control::service::Publish;
 use serde::{Deserialize, Serialize};
 
 use crate::shim::process::ProcessId;
@@ -44,6 +45,9 @@ pub(crate) enum Request {
         name: String,
         /// Also when it runs: it is killed.
         force: bool,
+        /// Seconds that a member's open connections are given; none: as its service says.
+        #[serde(default)]
+        drain_timeout: Option<u32>,
     },
 }
 
@@ -54,6 +58,12 @@ pub(crate) struct Prepare {
     pub(crate) name: Option<String>,
     /// The networks it is attached to, by name or id, in the order of its interfaces.
     pub(crate) networks: Vec<String>,
+    /// The service it is to be a member of.
+    #[serde(default)]
+    pub(crate) service: Option<ServiceWanted>,
+    /// Ports of this host that are to be its own.
+    #[serde(default)]
+    pub(crate) publish: Vec<Publish>,
     /// The addresses wanted on the first network.
     pub(crate) ips: Vec<IpAddr>,
     /// The MAC address wanted on the first network.
@@ -64,6 +74,15 @@ pub(crate) struct Prepare {
     pub(crate) command: Vec<String>,
     /// Process id of the client: when it dies before the start, all is undone.
     pub(crate) client: u32,
+}
+
+/// A service to be a member of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServiceWanted {
+    /// Its name or id.
+    pub(crate) name: String,
+    /// How many times as many connections as a member of weight 1.
+    pub(crate) weight: u16,
 }
 
 /// What the agent answers about containers.
@@ -129,6 +148,23 @@ pub(crate) struct Container {
     pub(crate) endpoints: Vec<Place>,
     /// Its place on the gateway bridge.
     pub(crate) gwbridge: Option<GatewayPlace>,
+    /// The service it is a member of.
+    pub(crate) service: Option<Part>,
+    /// Ports of this host that are its own, as `run --publish` asked.
+    pub(crate) ports: Vec<Publish>,
+}
+
+/// A container's part in a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// The service's name; its number while this host does not know it.
+    pub(crate) service: String,
+    /// How many times as many connections as a member of weight 1.
+    pub(crate) weight: u16,
+    /// New connections come to it.
+    pub(crate) serving: bool,
+    /// `starting`, `healthy`, or `unhealthy` and why; none: it is not checked.
+    pub(crate) health: Option<String>,
 }
 
 /// A container's place in one network.

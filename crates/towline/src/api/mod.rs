@@ -5,6 +5,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod container;
+pub(crate) mod service;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -76,6 +77,8 @@ pub(crate) enum Request {
     },
     /// `towline capture`: the answer is [`Response::Capturing`] and a stream.
     Capture(capture::Capture),
+    /// All that concerns services.
+    Service(service::Request),
     /// All that concerns containers.
     Container(container::Request),
 }
@@ -120,6 +123,8 @@ pub(crate) enum Response {
     Verified(Vec<Verified>),
     /// To [`Request::Capture`]; [`capture::Event`]s follow.
     Capturing,
+    /// To [`Request::Service`].
+    Service(service::Response),
     /// To [`Request::Container`].
     Container(container::Response),
 }
@@ -523,6 +528,9 @@ pub(crate) struct ClusterStatus {
     pub(crate) gateway: serde_json::Value,
     /// How many containers have an endpoint here.
     pub(crate) endpoints: usize,
+    /// Services that this host acts for, as far as it has heard.
+    #[serde(default)]
+    pub(crate) services: Vec<service::Summary>,
     /// What the operator should know: one sentence each.
     pub(crate) warnings: Vec<String>,
 }

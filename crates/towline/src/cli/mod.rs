@@ -20,6 +20,7 @@ mod ps;
 mod refused;
 mod rm;
 mod run;
+mod service;
 mod shim;
 mod status;
 pub(crate) mod token;
@@ -70,6 +71,9 @@ enum Command {
     /// Create, list, show and remove networks
     #[command(subcommand)]
     Network(network::Command),
+    /// Create, list, show, change and remove services
+    #[command(subcommand)]
+    Service(service::Command),
     /// Start a command in a container
     Run(Box<run::Args>),
     /// Run another command in a running container
@@ -148,6 +152,7 @@ impl Cli {
             Command::Join(args) => join::run(args, &context),
             Command::Leave(args) => leave::run(&args, &context),
             Command::Network(command) => network::run(command, &context),
+            Command::Service(command) => service::run(command, &context),
             Command::Run(args) => run::run(*args, &context),
             Command::Exec(args) => exec::run(args, &context),
             Command::Ps(args) => ps::run(&args, &context),

@@ -292,7 +292,7 @@ fn aux_address(text: &str) -> anyhow::Result<(String, IpAddr)> {
     Ok((name.to_owned(), ip.parse().map_err(|_| invalid())?))
 }
 
-fn label(text: &str) -> anyhow::Result<(String, String)> {
+pub(super) fn label(text: &str) -> anyhow::Result<(String, String)> {
     match text.split_once('=') {
         Some(("", _)) => anyhow::bail!("invalid label '{text}': its key is empty; write KEY=VALUE"),
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),

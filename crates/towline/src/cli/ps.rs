@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{Context, output, unexpected};
-use crate::api::container::{Container, Request, Response};
+use crate::api::container::{Container, Part, Request, Response};
 use crate::api::{self};
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
             "CREATED",
             "STATUS",
             "NETWORKS",
+            "SERVICE",
+            "PORTS",
             "NAMES",
         ];
         output::table(&headings, containers.iter().map(row))?;
@@ -47,7 +49,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(container: &Container) -> [String; 6] {
+fn row(container: &Container) -> [String; 8] {
     let now = crate::shim::folder::now();
     let places = container
         .endpoints
@@ -59,8 +61,23 @@ fn row(container: &Container) -> [String; 6] {
         format!("{} ago", duration(now.saturating_sub(container.created))),
         status(container, now),
         output::list(places),
+        container
+            .service
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), part),
+        output::list(&container.ports),
         container.name.clone(),
     ]
+}
+
+/// The service, and whether the container serves.
+fn part(part: &Part) -> String {
+    let state = match (&part.health, part.serving) {
+        (Some(health), _) if health != "healthy" => health,
+        (_, true) => "serving",
+        (_, false) => "not serving",
+    };
+    format!("{} ({state})", part.service)
 }
 
 fn status(container: &Container, now: u64) -> String {

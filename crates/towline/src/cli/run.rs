@@ -10,13 +10,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitCode, ExitStatus};
 
+use control::service::{Publish, PublishMode, WEIGHT_MAX};
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 
 use super::refused::not_built;
 use super::{Context, failure, output, unexpected};
-use crate::api::container::{Prepare, Prepared, Request, Response};
+use crate::api::container::{Prepare, Prepared, Request, Response, ServiceWanted};
 use crate::api::{self};
 use crate::shim::channel::{Channel, Outcome, Start};
 use crate::shim::{self, EXIT_SIGNAL, EXIT_TOWLINE, FORWARDED};
@@ -39,6 +40,13 @@ pub(crate) struct Args {
     /// A network to attach to, by name or id; once per network [default: only the gateway bridge]
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     network: Vec<String>,
+    /// The service to be a member of, on its network, with a weight if not 1; in static mode there are none
+    #[arg(long, value_name = "SERVICE[,weight=N]", value_parser = service)]
+    service: Vec<ServiceWanted>,
+    /// Give the container a port of this host, as `docker run -p`: [[ADDRESS|INTERFACE:]PUBLISHED:]TARGET[/tcp|/udp]; once per
+    /// port or range. Ports of all hosts are published by 'towline service create'
+    #[arg(short, long, value_name = "PORT")]
+    publish: Vec<String>,
     /// Remove the container when its command ends
     #[arg(long)]
     rm: bool,
@@ -66,8 +74,6 @@ pub(crate) struct Args {
 struct RefusedOptions {
     #[arg(short, long, hide = true)]
     tty: bool,
-    #[arg(short, long, hide = true, value_name = "PORT")]
-    publish: Vec<String>,
     #[arg(short = 'P', long, hide = true)]
     publish_all: bool,
     #[arg(short, long, hide = true)]
@@ -105,7 +111,6 @@ impl RefusedOptions {
                 "--tty",
                 "leave -t out; 'towline exec' has the caller's terminal",
             ),
-            (!self.publish.is_empty(), "--publish", by_address),
             (self.publish_all, "--publish-all", by_address),
             (!self.volume.is_empty(), "--volume", no_mounts),
             (!self.mount.is_empty(), "--mount", no_mounts),
@@ -168,6 +173,8 @@ fn prepare(args: &Args, context: &Context) -> anyhow::Result<Prepared> {
     let prepare = Prepare {
         name: args.name.clone(),
         networks: args.network.clone(),
+        service: one_service(&args.service)?,
+        publish: publish(&args.publish)?,
         ips,
         mac: args.mac_address,
         remove: args.rm,
@@ -185,6 +192,52 @@ fn prepare(args: &Args, context: &Context) -> anyhow::Result<Prepared> {
         api::Response::Container(Response::Prepared(prepared)) => Ok(prepared),
         _ => Err(unexpected()),
     }
+}
+
+/// A container has one part to play.
+fn one_service(wanted: &[ServiceWanted]) -> anyhow::Result<Option<ServiceWanted>> {
+    match wanted {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        _ => anyhow::bail!("a container is a member of one service: give --service once"),
+    }
+}
+
+/// Ports of this host.
+fn publish(texts: &[String]) -> anyhow::Result<Vec<Publish>> {
+    let mut ports = Vec::new();
+    for text in texts {
+        ports.extend(discovery::publish::parse(text, PublishMode::Host)?);
+    }
+    if ports.iter().any(|port| port.mode == PublishMode::Ingress) {
+        anyhow::bail!(
+            "a port of mode=ingress belongs to a service: publish it at 'towline service create' and start its members with --service"
+        );
+    }
+    Ok(ports)
+}
+
+/// `NAME` or `NAME,weight=N`.
+fn service(text: &str) -> Result<ServiceWanted, String> {
+    let (name, weight) = match text.split_once(',') {
+        None => (text, 1),
+        Some((name, rest)) => {
+            let weight = rest
+                .strip_prefix("weight=")
+                .ok_or_else(|| "write SERVICE or SERVICE,weight=N".to_owned())?;
+            let weight = weight
+                .parse()
+                .ok()
+                .filter(|weight| (1..=WEIGHT_MAX).contains(weight));
+            let weight =
+                weight.ok_or_else(|| format!("a weight is a number from 1 to {WEIGHT_MAX}"))?;
+            (name, weight)
+        }
+    };
+    Ok(ServiceWanted {
+        name: name.to_owned(),
+        weight,
+    })
 }
 
 /// Starts the command; in the foreground to its end. An error means that it was not started.
@@ -270,6 +323,26 @@ fn code_of(status: ExitStatus) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_may_have_a_weight() {
+        let wanted = service("web,weight=3").expect("a service");
+        assert_eq!((wanted.name.as_str(), wanted.weight), ("web", 3));
+        assert_eq!(service("web").expect("a service").weight, 1);
+        for bad in ["web,weight=0", "web,weight=257", "web,3", "web,weight="] {
+            assert!(service(bad).is_err(), "{bad}");
+        }
+        let wanted = [wanted.clone(), wanted];
+        assert!(one_service(&wanted).is_err());
+    }
+
+    #[test]
+    fn a_container_alone_gets_ports_of_its_own_host() {
+        let ports = publish(&["8080:80".to_owned()]).expect("a port");
+        assert_eq!(ports[0].mode, PublishMode::Host);
+        let mesh = publish(&["target=80,mode=ingress".to_owned()]).expect_err("no service");
+        assert!(mesh.to_string().contains("service create"), "{mesh}");
+    }
 
     #[test]
     fn exit_codes_are_those_of_a_shell() {

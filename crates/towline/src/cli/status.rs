@@ -128,6 +128,22 @@ fn tables(cluster: &ClusterStatus) -> anyhow::Result<()> {
             }),
         )?;
     }
+    if !cluster.services.is_empty() {
+        output::line("")?;
+        output::table(
+            &["SERVICE", "ON NETWORK", "MODE", "SERVING", "VIP", "PORTS"],
+            cluster.services.iter().map(|service| {
+                [
+                    service.name.clone(),
+                    service.network.clone(),
+                    service.mode.clone(),
+                    format!("{} of {}", service.serving, service.members),
+                    output::list(&service.vips),
+                    output::list(&service.ports),
+                ]
+            }),
+        )?;
+    }
     if !cluster.ports.is_empty() {
         output::line("")?;
         output::table(

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use netns::{Netlink, Netns};
 use vtep::fdb::PortId;
 
-use super::{Agent, held, host_interface, is_running};
+use super::{Agent, Drain, held, host_interface, is_running};
 use crate::agent::Member;
 use crate::agent::state::EndpointRecord;
 use crate::shim::EXIT_SIGNAL;
@@ -58,6 +58,7 @@ pub(super) fn remove(
     agent: &Arc<Agent>,
     name: &str,
     force: bool,
+    drain: Drain,
 ) -> anyhow::Result<Option<String>> {
     let (folder, spec) = if force {
         let Some(found) = agent.containers.look_up(name)? else {
@@ -96,6 +97,7 @@ pub(super) fn remove(
     };
     // Not under the lock: the shim reports the end before it ends itself.
     if let Some(shim) = shim.map_or(Ok(None), |shim| shim.open())? {
+        drain.wait(agent, &spec.name);
         kill_inside(&spec)?;
         if !wait_ended(&shim, SHIM_LIMIT)? {
             tracing::warn!(
@@ -127,7 +129,7 @@ pub(super) fn remove(
 pub(crate) fn remove_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for (_, spec) in agent.containers.all()? {
-        if let Err(error) = remove(agent, &spec.name, true) {
+        if let Err(error) = remove(agent, &spec.name, true, Drain::No) {
             failed.push(format!("{}: {error:#}", spec.name));
         }
     }
@@ -202,6 +204,7 @@ fn release(agent: &Arc<Agent>, spec: &Spec) -> anyhow::Result<()> {
     attempt("processes", kill_inside(spec));
     // Without a membership there is nothing to detach from: `leave` took it away.
     if let Ok(member) = agent.member() {
+        member.services.gone(&spec.name);
         let records: Vec<EndpointRecord> = agent.state.read(|state| {
             state
                 .endpoints
@@ -230,7 +233,7 @@ fn release(agent: &Arc<Agent>, spec: &Spec) -> anyhow::Result<()> {
 }
 
 /// Takes one endpoint down: locally first, so that the address is nobody's before it may be another's.
-pub(super) fn release_endpoint(
+pub(crate) fn release_endpoint(
     agent: &Agent,
     member: &Member,
     record: &EndpointRecord,

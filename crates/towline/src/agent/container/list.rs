@@ -3,17 +3,19 @@
 use std::net::IpAddr;
 
 use super::{Agent, is_running};
+use crate::agent::Member;
 use crate::agent::state::State;
-use crate::api::container::{Container, GatewayPlace, Located, Place};
+use crate::api::container::{Container, GatewayPlace, Located, Part, Place};
 use crate::shim::folder::{Folder, Phase, Spec};
 
 /// The containers of this host, the newest first.
 pub(super) fn list(agent: &Agent, all: bool) -> anyhow::Result<Vec<Container>> {
     let containers = agent.containers.all()?;
     let state = agent.state.read(Clone::clone);
+    let member = agent.member().ok();
     Ok(containers
         .iter()
-        .map(|(folder, spec)| describe(folder, spec, &state))
+        .map(|(folder, spec)| describe(folder, spec, &state, member.as_deref()))
         .filter(|container| all || container.state == "running")
         .collect())
 }
@@ -45,7 +47,7 @@ pub(crate) fn names(agent: &Agent) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
-fn describe(folder: &Folder, spec: &Spec, state: &State) -> Container {
+fn describe(folder: &Folder, spec: &Spec, state: &State, member: Option<&Member>) -> Container {
     let running = is_running(folder, spec);
     let process = folder
         .running()
@@ -68,6 +70,7 @@ fn describe(folder: &Folder, spec: &Spec, state: &State) -> Container {
         .endpoints
         .iter()
         .filter(|endpoint| endpoint.container == spec.name);
+    let part = endpoints.clone().find_map(|endpoint| endpoint.member);
     let attachment = state
         .attachments
         .iter()
@@ -93,6 +96,17 @@ fn describe(folder: &Folder, spec: &Spec, state: &State) -> Container {
                 ips: endpoint.ips.clone(),
             })
             .collect(),
+        service: part.map(|part| {
+            let service = member.and_then(|member| member.services.by_epoch(part.service));
+            Part {
+                service: service
+                    .map_or_else(|| part.service.to_string(), |service| service.spec.name),
+                weight: part.weight,
+                serving: part.serving,
+                health: member.and_then(|member| member.services.health(&spec.name)),
+            }
+        }),
+        ports: attachment.map_or_else(Vec::new, |attachment| attachment.publish.clone()),
         gwbridge: attachment.map(|attachment| GatewayPlace {
             interface: attachment.ifname.clone(),
             host_interface: attachment.host_ifname.clone(),

@@ -12,6 +12,7 @@
 //! away. Does NOT start commands: that is the shim's.
 
 mod clear;
+mod drain;
 mod list;
 mod name;
 mod prepare;
@@ -29,10 +30,11 @@ use super::Agent;
 use crate::api::container::{Request, Response};
 use crate::shim::folder::{Folder, Phase, Spec};
 
-pub(crate) use clear::remove_all;
+pub(crate) use clear::{release_endpoint, remove_all};
+use drain::Drain;
 pub(crate) use list::names;
 pub(crate) use prepare::{attach, port_spec};
-pub(crate) use reconcile::{lost, owned, reconcile, start};
+pub(crate) use reconcile::{in_background, lost, owned, reconcile, start};
 
 /// What the agent holds in memory about containers. All else is in their folders and the state file.
 #[derive(Debug)]
@@ -165,11 +167,33 @@ pub(crate) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Res
         }
         Request::Locate { name } => Response::Located(list::locate(agent, &name)?),
         Request::List { all } => Response::List(list::list(agent, all)?),
-        Request::Remove { name, force } => match clear::remove(agent, &name, force)? {
+        Request::Remove {
+            name,
+            force,
+            drain_timeout,
+        } => match clear::remove(agent, &name, force, Drain::Within(drain_timeout))? {
             Some(name) => Response::Removed(name),
             None => Response::Done,
         },
     })
+}
+
+/// Does `work` while nobody else changes the container `name`; nothing when there is none.
+///
+/// # Errors
+/// Those of `work`, and a state folder that can't be read.
+pub(crate) fn locked(
+    agent: &Agent,
+    name: &str,
+    work: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let lock = agent.containers.lock(name);
+    let _held = held(&lock);
+    let spec = agent.containers.folder(name)?.spec()?;
+    match spec.filter(|spec| spec.phase == Phase::Ready) {
+        Some(_) => work(),
+        None => Ok(()),
+    }
 }
 
 /// The host's end of a container's place on the gateway bridge: at most 15 characters (IFNAMSIZ - 1).

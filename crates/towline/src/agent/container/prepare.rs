@@ -16,8 +16,8 @@ use vtep::fdb::PortId;
 
 use super::source::Source;
 use super::{Agent, clear, held, host_interface, name};
-use crate::agent::Member;
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
+use crate::agent::{Member, ingress};
 use crate::api::container::{Prepare, Prepared};
 use crate::shim::folder::{self, Folder, Phase, Spec};
 use crate::shim::process::ProcessId;
@@ -82,10 +82,18 @@ impl From<anyhow::Error> for Refusal {
 
 /// What is wrong with the request itself.
 fn check(request: &Prepare) -> anyhow::Result<()> {
+    if !request.publish.is_empty() {
+        bail!(
+            "'run --publish' is not built yet: publish a service's port with 'towline service create --publish'"
+        );
+    }
     if let Some(name) = &request.name {
         name::check(name)?;
     }
-    if request.networks.is_empty() && (!request.ips.is_empty() || request.mac.is_some()) {
+    if request.networks.is_empty()
+        && request.service.is_none()
+        && (!request.ips.is_empty() || request.mac.is_some())
+    {
         bail!("an address was given without a network: add --network");
     }
     for (index, network) in request.networks.iter().enumerate() {
@@ -188,11 +196,28 @@ fn make(
 ) -> anyhow::Result<Vec<String>> {
     let mut warnings = Vec::new();
     // The tables fill while the rest is made.
-    let networks: Vec<Network> = request
+    let mut networks: Vec<Network> = request
         .networks
         .iter()
         .map(|name| source.network(agent, member, name))
         .collect::<anyhow::Result<_>>()?;
+    let service = request.service.as_ref();
+    let service = service
+        .map(|wanted| {
+            Ok::<_, anyhow::Error>((source.service(member, &wanted.name)?, wanted.weight))
+        })
+        .transpose()?;
+    if let Some((service, _)) = &service
+        && networks.iter().all(|network| network.vni != service.vni)
+    {
+        networks.insert(0, source.network(agent, member, &service.spec.network)?);
+    }
+    if let Some(network) = networks.iter().find(|network| network.ingress) {
+        bail!(
+            "the network {} carries published ports between hosts: leave it out, members of services get their place on it",
+            network.name
+        );
+    }
     let mut records = Vec::new();
     for (index, network) in networks.iter().enumerate() {
         let first = index == 0;
@@ -202,8 +227,22 @@ fn make(
             Vec::new()
         };
         let mac = if first { request.mac } else { None };
-        let endpoint = source.endpoint(member, spec, network, ips, mac)?;
+        let part = service
+            .as_ref()
+            .filter(|(service, _)| service.vni == network.vni)
+            .map(|(service, weight)| (service, *weight));
+        let endpoint = source.endpoint(member, spec, network, ips, mac, part)?;
         records.push(record(agent, endpoint, network, index)?);
+    }
+    let ethernets = networks.len();
+    if let Some((service, weight)) = &service
+        && service.spec.uses_ingress()
+    {
+        let (id, epoch) = (&service.id, service.epoch);
+        let (record, network) =
+            ingress::member_place(agent, member, &spec.name, id, epoch, *weight)?;
+        records.push(record);
+        networks.push(network);
     }
     warnings.extend(source.warning(member, &records));
 
@@ -219,7 +258,7 @@ fn make(
             format!("can't attach {} to the network {}", spec.name, network.name)
         })?;
     }
-    attach_gateway(agent, member, &netns, spec, networks.len())
+    attach_gateway(agent, member, &netns, spec, ethernets)
         .with_context(|| format!("can't attach {} to the gateway bridge", spec.name))?;
 
     for network in &networks {
@@ -230,6 +269,9 @@ fn make(
                 network.name
             ));
         }
+    }
+    if member.control.static_tables().is_none() {
+        member.services.container(&spec.name);
     }
     spec.phase = Phase::Ready;
     folder.write_spec(spec)?;
@@ -299,8 +341,8 @@ pub(crate) fn port_spec(netns: &Netns, record: &EndpointRecord) -> PortSpec {
         mac: record.mac,
         ips: record.ips.clone(),
         mtu: record.mtu,
-        any_source: false,
         backend: record.backend,
+        any_source: ingress::is_host(record),
     }
 }
 
@@ -335,6 +377,7 @@ fn attach_gateway(
             ifname,
             host_ifname: host_ifname.clone(),
             addresses: (attached.ipv4, attached.ipv6),
+            publish: Vec::new(),
         });
     })?;
     Netlink::open(&agent.netns)?
@@ -377,6 +420,8 @@ mod tests {
         Prepare {
             name: Some("c1".into()),
             networks: vec!["a".into(), "b".into()],
+            service: None,
+            publish: Vec::new(),
             ips: vec!["10.0.9.7".parse().expect("an address")],
             mac: None,
             remove: false,

@@ -107,11 +107,12 @@ fn look_at_ready(agent: &Arc<Agent>, folder: &Folder, spec: &mut Spec) -> anyhow
                 .containers
                 .watcher
                 .watch(&spec.name, shim.pid, pidfd)?;
-            return serve(agent, spec);
+            let started = running.is_some_and(|running| running.command.is_some());
+            return serve(agent, spec, started);
         }
     } else if watch_client(agent, spec) {
         // It is about to start the shim.
-        return serve(agent, spec);
+        return serve(agent, spec, false);
     }
     // Taken for as long as this lasts: a shim that comes late finds it taken and gives up. One that has
     // just taken it is seen at the next look.
@@ -136,12 +137,15 @@ pub(super) fn watch_client(agent: &Agent, spec: &Spec) -> bool {
     }
 }
 
-/// Takes up the interfaces of a container that an earlier agent attached.
-fn serve(agent: &Agent, spec: &Spec) -> anyhow::Result<()> {
+/// Takes up the interfaces of a container that an earlier agent attached. `started`: its command runs.
+fn serve(agent: &Agent, spec: &Spec, started: bool) -> anyhow::Result<()> {
+    let member = agent.member()?;
     if held(&agent.containers.served).contains(&spec.name) {
+        if started {
+            member.services.started(&spec.name);
+        }
         return Ok(());
     }
-    let member = agent.member()?;
     let netns = Netns::open(&spec.name)?;
     let records: Vec<EndpointRecord> = agent.state.read(|state| {
         state
@@ -178,6 +182,7 @@ fn serve(agent: &Agent, spec: &Spec) -> anyhow::Result<()> {
             .context("can't take up its place on the gateway bridge")?;
     }
     held(&agent.containers.served).insert(spec.name.clone());
+    member.services.found(&spec.name, started);
     tracing::info!("took up container {} again", spec.name);
     Ok(())
 }
@@ -268,7 +273,7 @@ pub(crate) fn lost(agent: &Arc<Agent>, vni: Vni, epoch: Epoch) {
 }
 
 /// The callers carry news that must not wait for the manager's answers.
-fn in_background(name: &str, work: impl FnOnce() + Send + 'static) {
+pub(crate) fn in_background(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = std::thread::Builder::new().name(name.into()).spawn(work) {
         tracing::warn!("can't start a thread: {error}");
     }

@@ -6,7 +6,8 @@
 
 use std::net::IpAddr;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use control::service::{Membership, Service};
 use control::{Endpoint, LeaseError, Network, NetworkDetails, Request, RequestError, Response};
 use vtep::MacAddr;
 
@@ -53,7 +54,27 @@ impl Source {
         }
     }
 
-    /// Addresses on a network. `ips` and `mac`: what the user asks for.
+    /// The service of this name or id.
+    pub(super) fn service(&self, member: &Member, name: &str) -> anyhow::Result<Service> {
+        match self {
+            Self::Manager => {
+                let request = Request::Service(name.to_owned());
+                match member.control.request(request)? {
+                    Response::ServiceDetails(details) => Ok(details.service),
+                    _ => Err(network::unexpected()),
+                }
+            }
+            Self::Block(unanswered) => member.services.by_name(name).with_context(|| {
+                format!(
+                    "no container of this host is on the network of a service {}, and {unanswered}",
+                    control::quote(name)
+                )
+            }),
+        }
+    }
+
+    /// Addresses on a network. `ips` and `mac`: what the user asks for; `part`: which service it is a member of there, with which
+    /// weight.
     pub(super) fn endpoint(
         &self,
         member: &Member,
@@ -61,6 +82,7 @@ impl Source {
         network: &Network,
         ips: Vec<IpAddr>,
         mac: Option<MacAddr>,
+        part: Option<(&Service, u16)>,
     ) -> anyhow::Result<Endpoint> {
         if let Self::Block(_) = self {
             if mac.is_some() {
@@ -70,7 +92,14 @@ impl Source {
                 );
             }
             match member.control.take_leased(network.vni, &spec.name, &ips) {
-                Ok(endpoint) => return Ok(endpoint),
+                Ok(mut endpoint) => {
+                    endpoint.member = part.map(|(service, weight)| Membership {
+                        service: service.epoch,
+                        weight,
+                        serving: false,
+                    });
+                    return Ok(endpoint);
+                }
                 // It has come back meanwhile.
                 Err(LeaseError::ManagerAnswers) => {}
                 Err(error) => return Err(error.into()),
@@ -81,8 +110,8 @@ impl Source {
             container: spec.name.clone(),
             ips,
             mac,
-            service: None,
-            weight: None,
+            service: part.map(|(service, _)| service.id.clone()),
+            weight: part.map(|(_, weight)| weight),
         };
         match member.control.request(request)? {
             Response::Endpoint(endpoint) => Ok(endpoint),

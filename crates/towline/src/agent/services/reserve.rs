@@ -1,0 +1,224 @@
+//! Published ports of this host that no process may have besides.
+//!
+//! A published port is taken before any socket sees it, so a process that has it would be robbed in silence, and one that comes later
+//! would wait for nobody. Each port is therefore bound, without listening, for as long as it is published. One that is bound already
+//! is not published here, and `status` says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use control::service::{Protocol, Publish, PublishOn};
+use netns::Netns;
+use socket2::{Domain, Socket, Type};
+
+/// What is reserved, and what could not be.
+#[derive(Debug, Default)]
+pub(super) struct Reserved {
+    ports: BTreeMap<(Protocol, u16), Port>,
+}
+
+#[derive(Debug)]
+struct Port {
+    /// Where, as the service says.
+    on: Option<PublishOn>,
+    held: Result<Held, String>,
+}
+
+/// What keeps a port free.
+#[derive(Debug)]
+enum Held {
+    /// These sockets.
+    By { _sockets: Vec<Socket> },
+    /// Nothing yet: connections of who had it are still about to end.
+    Soon,
+}
+
+impl Reserved {
+    /// Reserves these ports and no others. Those that were not to be had are tried again.
+    pub(super) fn settle<'a>(
+        &mut self,
+        netns: &Netns,
+        wanted: impl IntoIterator<Item = &'a Publish>,
+    ) {
+        let mut before = std::mem::take(&mut self.ports);
+        for publish in wanted {
+            let Some(number) = publish.published else {
+                continue;
+            };
+            let key = (publish.protocol, number);
+            let port = match before.remove(&key) {
+                Some(port) if port.on == publish.on && matches!(port.held, Ok(Held::By { .. })) => {
+                    port
+                }
+                _ => Port {
+                    on: publish.on.clone(),
+                    held: reserve(netns, publish),
+                },
+            };
+            self.ports.insert(key, port);
+        }
+    }
+
+    /// Ports that a process of this host has.
+    pub(super) fn taken(&self) -> BTreeSet<(Protocol, u16)> {
+        let taken = self.ports.iter().filter(|(_, port)| port.held.is_err());
+        taken.map(|(&key, _)| key).collect()
+    }
+
+    /// What the operator should know, a sentence for each port that was not to be had.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let problems = self.ports.iter().filter_map(|((protocol, number), port)| {
+            let problem = port.held.as_ref().err()?;
+            Some(format!(
+                "port {number}/{protocol} is published by a service, but {problem} on this host: it is left to that; \
+                 clients reach the service by another host"
+            ))
+        });
+        problems.collect()
+    }
+}
+
+/// Whether `publish` could be had now.
+///
+/// # Errors
+/// Why not, as part of a sentence.
+pub(super) fn could_be(netns: &Netns, publish: &Publish) -> Result<(), String> {
+    reserve(netns, publish).map(drop)
+}
+
+fn reserve(netns: &Netns, publish: &Publish) -> Result<Held, String> {
+    let bound = netns.run(|| addresses(publish).map(|at| bind(publish, at)).collect());
+    let bound: Result<Vec<Option<Socket>>, String> =
+        bound.map_err(|error| format!("this host's namespace cannot be entered ({error})"))?;
+    let bound = bound?;
+    let all = bound.iter().all(Option::is_some);
+    Ok(if all {
+        Held::By {
+            _sockets: bound.into_iter().flatten().collect(),
+        }
+    } else {
+        Held::Soon
+    })
+}
+
+/// Where a published port is.
+fn addresses(publish: &Publish) -> impl Iterator<Item = SocketAddr> {
+    let port = publish.published.unwrap_or_default();
+    let ips: Vec<IpAddr> = match publish.on {
+        Some(PublishOn::Address(ip)) => vec![ip],
+        Some(PublishOn::Interface(_)) | None => {
+            vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
+        }
+    };
+    ips.into_iter().map(move |ip| SocketAddr::new(ip, port))
+}
+
+/// A socket that has the port; none where it is free, but connections of who had it last are still about to end.
+fn bind(publish: &Publish, at: SocketAddr) -> Result<Option<Socket>, String> {
+    match try_bind(publish, at, false) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            // Sockets that may share it are no listening ones.
+            let shared = publish.protocol == Protocol::Tcp && try_bind(publish, at, true).is_ok();
+            if shared {
+                Ok(None)
+            } else {
+                Err(format!(
+                    "another program has it ('ss -tulpn sport = :{}' names it)",
+                    at.port()
+                ))
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            Err(format!("there is no address {}", at.ip()))
+        }
+        // A host without IPv6.
+        Err(error) if error.raw_os_error() == Some(no_such_family()) => Ok(None),
+        Err(error) => Err(format!("it cannot be bound ({error})")),
+    }
+}
+
+/// `EAFNOSUPPORT`.
+const fn no_such_family() -> i32 {
+    rustix::io::Errno::AFNOSUPPORT.raw_os_error()
+}
+
+fn try_bind(publish: &Publish, at: SocketAddr, share: bool) -> io::Result<Socket> {
+    let kind = match publish.protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp => Type::DGRAM,
+    };
+    let socket = Socket::new(Domain::for_address(at), kind, None)?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(share)?;
+    if let Some(PublishOn::Interface(name)) = &publish.on {
+        socket.bind_device(Some(name.as_bytes()))?;
+    }
+    socket.bind(&at.into())?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use control::service::PublishMode;
+    use std::net::{TcpListener, UdpSocket};
+
+    fn publish(protocol: Protocol, port: u16) -> Publish {
+        Publish {
+            target: 80,
+            published: Some(port),
+            protocol,
+            mode: PublishMode::Ingress,
+            on: None,
+        }
+    }
+
+    #[test]
+    fn a_port_of_another_program_is_left_to_it() {
+        let netns = Netns::current().expect("every thread has one");
+        let tcp = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+        let udp = UdpSocket::bind(("127.0.0.1", 0)).expect("a port is free");
+        let tcp = (tcp.local_addr().expect("bound").port(), tcp);
+        let udp = (udp.local_addr().expect("bound").port(), udp);
+        let wanted = [publish(Protocol::Tcp, tcp.0), publish(Protocol::Udp, udp.0)];
+        let mut reserved = Reserved::default();
+        reserved.settle(&netns, &wanted);
+        let taken = [(Protocol::Tcp, tcp.0), (Protocol::Udp, udp.0)];
+        assert_eq!(reserved.taken(), taken.into());
+        assert!(reserved.problems()[0].contains(&tcp.0.to_string()));
+        assert!(could_be(&netns, &wanted[0]).is_err());
+        drop((tcp, udp));
+        reserved.settle(&netns, &wanted);
+        assert!(reserved.taken().is_empty(), "tried again");
+    }
+
+    #[test]
+    fn what_is_reserved_no_other_program_gets() {
+        let netns = Netns::current().expect("every thread has one");
+        let free = TcpListener::bind(("::1", 0)).and_then(|socket| socket.local_addr());
+        let port = free.expect("a port is free").port();
+        let wanted = [publish(Protocol::Tcp, port)];
+        let mut reserved = Reserved::default();
+        reserved.settle(&netns, &wanted);
+        assert!(reserved.taken().is_empty());
+        assert!(TcpListener::bind(("127.0.0.1", port)).is_err());
+        assert!(TcpListener::bind(("::1", port)).is_err());
+        // A second time keeps what there is, and none wanted lets go of it.
+        reserved.settle(&netns, &wanted);
+        reserved.settle(&netns, &[]);
+        assert!(TcpListener::bind(("127.0.0.1", port)).is_ok());
+    }
+
+    #[test]
+    fn an_address_that_is_not_here_is_said() {
+        let netns = Netns::current().expect("every thread has one");
+        let mut elsewhere = publish(Protocol::Udp, 40_999);
+        elsewhere.on = Some(PublishOn::Address([203, 0, 113, 77].into()));
+        let problem = could_be(&netns, &elsewhere).expect_err("a documentation address");
+        assert!(problem.contains("203.0.113.77"), "{problem}");
+    }
+}

@@ -1,0 +1,321 @@
+//! Members that say who they are and whom they see, and clients that ask them: for tests of services.
+//!
+//! ```text
+//!   client ── "?\n" ──▶ member        a connection may ask as often as it likes
+//!          ◀─ "NAME ADDRESS\n" ──     who answered, and the client's address as the member sees it
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use netns::Netns;
+
+/// How long one answer may take, on a busy machine.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How often a thread of a member looks whether it is to end.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A member's server. It ends with the value.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves TCP on `port`, in both families, inside `netns`.
+    ///
+    /// # Panics
+    /// When the port can't be had.
+    #[must_use]
+    pub fn tcp(netns: &Netns, name: &str, port: u16) -> Self {
+        let listener = netns
+            .run(|| TcpListener::bind(("::", port)))
+            .expect("the namespace of a running test can be entered")
+            .expect("the port is free");
+        listener.set_nonblocking(true).expect("a socket's flag");
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, name) = (Arc::clone(&stop), name.to_owned());
+        let accepting = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((stream, peer)) => {
+                        let (name, stopped) = (name.clone(), Arc::clone(&stopped));
+                        std::thread::spawn(move || converse(&stream, peer, &name, &stopped));
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        Self {
+            stop,
+            threads: vec![accepting],
+        }
+    }
+
+    /// Serves UDP on `port` of each of these addresses inside `netns`: an answer must come from the address that was asked.
+    ///
+    /// # Panics
+    /// When the port can't be had.
+    #[must_use]
+    pub fn udp(netns: &Netns, name: &str, ips: &[IpAddr], port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = ips.iter().map(|&ip| {
+            let socket = netns
+                .run(|| UdpSocket::bind((ip, port)))
+                .expect("the namespace of a running test can be entered")
+                .expect("the port is free");
+            socket
+                .set_read_timeout(Some(LOOK_EVERY))
+                .expect("a socket's time limit");
+            let (stopped, name) = (Arc::clone(&stop), name.to_owned());
+            std::thread::spawn(move || {
+                let mut buffer = [0; 64];
+                while !stopped.load(Ordering::Relaxed) {
+                    if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                        let _ = socket.send_to(answer(&name, peer).as_bytes(), peer);
+                    }
+                }
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, threads }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn answer(name: &str, peer: SocketAddr) -> String {
+    format!("{name} {}\n", peer.ip().to_canonical())
+}
+
+fn converse(mut stream: &TcpStream, peer: SocketAddr, name: &str, stop: &AtomicBool) {
+    let answer = answer(name, peer);
+    let _ = stream.set_nonblocking(false);
+    let _ = stream.set_read_timeout(Some(LOOK_EVERY));
+    let mut buffer = [0; 64];
+    while !stop.load(Ordering::Relaxed) {
+        match stream.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(_) => {
+                if stream.write_all(answer.as_bytes()).is_err() {
+                    return;
+                }
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Who answered, and as whom the member saw the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The member.
+    pub member: String,
+    /// The client's address there.
+    pub client: IpAddr,
+}
+
+fn parse(line: &str) -> std::io::Result<Answer> {
+    let wrong = || std::io::Error::new(ErrorKind::InvalidData, format!("answered {line:?}"));
+    let (member, client) = line.trim_end().split_once(' ').ok_or_else(wrong)?;
+    Ok(Answer {
+        member: member.to_owned(),
+        client: client.parse().map_err(|_| wrong())?,
+    })
+}
+
+/// An open connection to a member. Made in the calling thread's namespace.
+#[derive(Debug)]
+pub struct Asking(BufReader<TcpStream>);
+
+impl Asking {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When nobody takes the connection in time.
+    pub fn connect(target: SocketAddr, limit: Duration) -> std::io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&target, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        stream.set_nodelay(true)?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Asks.
+    ///
+    /// # Errors
+    /// When no answer comes in time, or something else than one.
+    pub fn ask(&mut self) -> std::io::Result<Answer> {
+        self.0.get_mut().write_all(b"?\n")?;
+        let mut line = String::new();
+        if self.0.read_line(&mut line)? == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        parse(&line)
+    }
+
+    /// This end of the connection.
+    ///
+    /// # Panics
+    /// When it has none: it was connected.
+    #[must_use]
+    pub fn local(&self) -> SocketAddr {
+        self.0.get_ref().local_addr().expect("a connected socket")
+    }
+}
+
+/// One connection with one question, in the calling thread's namespace.
+///
+/// # Errors
+/// When any of it fails or takes longer than `limit`.
+pub fn ask(target: SocketAddr, limit: Duration) -> std::io::Result<Answer> {
+    Asking::connect(target, limit)?.ask()
+}
+
+/// One datagram with one question, from a port of its own, in the calling thread's namespace.
+///
+/// # Errors
+/// When no answer comes within `limit`, or none from `target`.
+pub fn ask_udp(target: SocketAddr, limit: Duration) -> std::io::Result<Answer> {
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => [0, 0, 0, 0].into(),
+        SocketAddr::V6(_) => [0u16; 8].into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    // A connected socket takes answers from the address that was asked alone.
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(limit))?;
+    socket.send(b"?\n")?;
+    let mut buffer = [0; 256];
+    let length = socket.recv(&mut buffer)?;
+    parse(&String::from_utf8_lossy(&buffer[..length]))
+}
+
+/// Asks `count` times by `threads` threads inside `netns`; how often each member answered, and all addresses that were seen.
+///
+/// # Panics
+/// When one question is not answered.
+#[must_use]
+pub fn shares(
+    netns: &Netns,
+    target: SocketAddr,
+    count: usize,
+    threads: usize,
+) -> (BTreeMap<String, usize>, Vec<IpAddr>) {
+    let found = Mutex::new((BTreeMap::new(), Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                netns
+                    .run(|| {
+                        for _ in 0..count / threads {
+                            let answer = ask(target, ANSWER_LIMIT)
+                                .unwrap_or_else(|error| panic!("{target}: {error}"));
+                            let mut found = found.lock().expect("nobody panics with it");
+                            *found.0.entry(answer.member).or_insert(0) += 1;
+                            if !found.1.contains(&answer.client) {
+                                found.1.push(answer.client);
+                            }
+                        }
+                    })
+                    .expect("the namespace of a running test can be entered");
+            });
+        }
+    });
+    found.into_inner().expect("nobody panics with it")
+}
+
+/// Clients that ask again and again, each time by a new connection, until they are stopped.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Vec<Asked>>>,
+}
+
+/// One question of a [`Load`].
+#[derive(Debug)]
+pub struct Asked {
+    /// When it began.
+    pub at: Instant,
+    /// Whom it was for.
+    pub target: SocketAddr,
+    /// What came of it.
+    pub result: Result<Answer, String>,
+}
+
+impl Load {
+    /// A thread for each of `targets`, inside `netns`. A question fails after `limit`.
+    #[must_use]
+    pub fn start(netns: &Netns, targets: &[SocketAddr], limit: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = targets.iter().map(|&target| {
+            let (netns, stop) = (netns.clone(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                netns
+                    .run(|| {
+                        let mut asked = Vec::new();
+                        while !stop.load(Ordering::Relaxed) {
+                            let at = Instant::now();
+                            let result = ask(target, limit).map_err(|error| error.to_string());
+                            asked.push(Asked { at, target, result });
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        asked
+                    })
+                    .expect("the namespace of a running test can be entered")
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, threads }
+    }
+
+    /// Ends it; all that was asked.
+    ///
+    /// # Panics
+    /// When a client did.
+    #[must_use]
+    pub fn stop(self) -> Vec<Asked> {
+        self.stop.store(true, Ordering::Relaxed);
+        let threads = self.threads.into_iter();
+        threads
+            .flat_map(|thread| thread.join().expect("a client doesn't panic"))
+            .collect()
+    }
+}
+
+/// Panics with the failures among `asked` that began at `from` or later.
+///
+/// # Panics
+/// When there is one, or nothing was asked since.
+pub fn none_failed(asked: &[Asked], from: Instant, what: &str) {
+    let since = || asked.iter().filter(|asked| asked.at >= from);
+    let failed: Vec<String> = since()
+        .filter_map(|asked| {
+            let error = asked.result.as_ref().err()?;
+            let after = asked.at.duration_since(from);
+            Some(format!("{} after {after:?}: {error}", asked.target))
+        })
+        .collect();
+    assert!(since().count() > 0, "{what}: nothing was asked");
+    assert!(
+        failed.is_empty(),
+        "{what}: {} of {} failed: {:?}",
+        failed.len(),
+        since().count(),
+        failed.iter().take(5).collect::<Vec<_>>()
+    );
+}
