@@ -112,7 +112,7 @@ mod tests {
         let on_change = Box::new(move |healthy, why: &str| {
             let _ = tell.send((healthy, why.to_owned()));
         });
-        let checker = Checker::start(check, target, on_change).expect("a thread");
+        let checker = Checker::start(check, target, false, on_change).expect("a thread");
         let patience = Duration::from_secs(30);
         let news = told.recv_timeout(patience).expect("it listens");
         assert_eq!(news, (true, String::new()));
