@@ -116,7 +116,9 @@ fn assert_gone(host: &Host, network: &str, name: &str) {
     wait_until("the address is free", LIMIT, || {
         !holders(host, network).contains(name)
     });
-    assert!(!host.state_dir().join("containers").join(name).exists());
+    wait_until("its folder is gone", LIMIT, || {
+        !host.state_dir().join("containers").join(name).exists()
+    });
 }
 
 fn one_host() -> Cluster {

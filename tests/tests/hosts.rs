@@ -273,7 +273,9 @@ fn a_container_that_ends_after_an_agent_restart_leaves_no_namespace() {
     wait_until("the namespace is gone", LIMIT, || {
         !Netns::exists(&pair.names[1]) && probe_is_gone(&pair)
     });
-    let fdb = pair.cluster.hosts[0].json("fdb --json").to_string();
+    let fdb = pair.cluster.hosts[0]
+        .json("fdb --network myoverlay --json")
+        .to_string();
     assert!(
         !fdb.contains("192.0.2.2"),
         "the other host still has the endpoint: {fdb}"
@@ -292,7 +294,7 @@ fn a_container_that_ends_while_no_agent_runs_leaves_no_namespace() {
     });
     wait_until("the address is free again", LIMIT, || {
         !pair.cluster.hosts[0]
-            .json("fdb --json")
+            .json("fdb --network myoverlay --json")
             .to_string()
             .contains("192.0.2.2")
     });
