@@ -573,6 +573,37 @@ fn ports_that_cannot_be_published_and_what_is_published_to_this_host_alone() {
 }
 
 #[test]
+fn a_container_has_a_port_of_its_own_host() {
+    let mut cluster = Cluster::joined(2, &[]);
+    let [one, two] = ["one", "two"].map(|name| cluster.container(name));
+    let run = |name: &str| format!("run -d --name {name} --publish 8088:80 -- sleep infinity");
+    cluster.hosts[1].ok(&run(&one));
+    let _server = Server::tcp(&Netns::open(&one).unwrap(), &one, 80);
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
+    let targets: [SocketAddr; 2] = [(cluster.hosts[1].address, 8088).into(), (v6, 8088).into()];
+    let answers = |cluster: &Cluster| {
+        targets.map(|target| cluster.switch.run(|| ask(target, ANSWER_LIMIT)).unwrap())
+    };
+    for (answer, client) in answers(&cluster).into_iter().zip(CLIENT) {
+        let answer = answer.unwrap();
+        assert_eq!(
+            (answer.member, answer.client.to_string()),
+            (one.clone(), client.to_owned())
+        );
+    }
+    cluster.hosts[1].refused(&run(&two), 125, &["8088", "in use", &one]);
+    cluster.hosts[1].kill_agent();
+    cluster.hosts[1].start_agent();
+    assert!(
+        answers(&cluster).iter().all(Result::is_ok),
+        "after a restart"
+    );
+    cluster.hosts[1].ok(&format!("rm -f {one}"));
+    assert!(answers(&cluster).iter().all(Result::is_err), "it is gone");
+    cluster.hosts[1].ok(&run(&two));
+}
+
+#[test]
 fn nothing_is_left_of_a_service_and_of_a_host_that_leaves() {
     let mut web = Web::new(2, &[], "");
     let before: Vec<String> = (0..2)

@@ -1,7 +1,7 @@
 //! Services: what a client asks becomes a request to the manager, and back.
 
 use anyhow::{Context as _, bail};
-use control::service::{Publish, PublishMode, ServiceSpec};
+use control::service::{PublishMode, ServiceSpec};
 use control::{MemberView, Request, Response, ServiceDetails, State};
 
 use super::network::unexpected;
@@ -89,10 +89,6 @@ fn prepare(
     spec: &ServiceSpec,
     before: Option<&ServiceSpec>,
 ) -> anyhow::Result<()> {
-    let host_mode = |publish: &Publish| publish.mode == PublishMode::Host;
-    if spec.publish.iter().any(host_mode) {
-        bail!("'--publish mode=host' is not built yet: publish with mode=ingress");
-    }
     if spec.uses_ingress() && member.services.ingress_network().is_none() {
         ingress::make_network(agent, member)?;
     }

@@ -16,6 +16,7 @@ mod drain;
 mod list;
 mod name;
 mod prepare;
+mod publish;
 mod reconcile;
 mod source;
 mod watch;

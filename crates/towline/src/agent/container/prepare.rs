@@ -15,7 +15,7 @@ use vtep::datapath::PortSpec;
 use vtep::fdb::PortId;
 
 use super::source::Source;
-use super::{Agent, clear, held, host_interface, name};
+use super::{Agent, clear, held, host_interface, name, publish};
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::agent::{Member, ingress};
 use crate::api::container::{Prepare, Prepared};
@@ -82,11 +82,6 @@ impl From<anyhow::Error> for Refusal {
 
 /// What is wrong with the request itself.
 fn check(request: &Prepare) -> anyhow::Result<()> {
-    if !request.publish.is_empty() {
-        bail!(
-            "'run --publish' is not built yet: publish a service's port with 'towline service create --publish'"
-        );
-    }
     if let Some(name) = &request.name {
         name::check(name)?;
     }
@@ -260,6 +255,11 @@ fn make(
     }
     attach_gateway(agent, member, &netns, spec, ethernets)
         .with_context(|| format!("can't attach {} to the gateway bridge", spec.name))?;
+    let mut ports = request.publish.clone();
+    if let Some((service, _)) = &service {
+        ports.extend(publish::of_service(service));
+    }
+    publish::open(agent, member, &spec.name, &ports)?;
 
     for network in &networks {
         if !wait_for_table(member, network) {

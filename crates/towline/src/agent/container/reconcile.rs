@@ -10,13 +10,19 @@ use netns::Netns;
 use vtep::Vni;
 
 use super::prepare::port_spec;
-use super::{Agent, clear, held};
+use super::{Agent, clear, held, publish};
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::shim::folder::{Folder, Phase, Spec};
 
 /// Takes up containers that run, clears away those that ended, and from now on learns of their ends.
 pub(crate) fn start(agent: &Arc<Agent>) {
     reconcile(agent);
+    // Ports of containers that ended while no agent ran.
+    if let Ok(member) = agent.member()
+        && let Err(error) = member.gateway().keep_published()
+    {
+        tracing::warn!("ports of containers that are gone may still be open: {error}");
+    }
     let watching = Arc::clone(agent);
     let spawned = std::thread::Builder::new()
         .name("containers".into())
@@ -175,11 +181,12 @@ fn serve(agent: &Agent, spec: &Spec, started: bool) -> anyhow::Result<()> {
             .gateway()
             .adopt(&Attachment {
                 container: netns.clone(),
-                ifname: record.ifname,
-                host_ifname: record.host_ifname,
+                ifname: record.ifname.clone(),
+                host_ifname: record.host_ifname.clone(),
                 addresses: Some(record.addresses),
             })
             .context("can't take up its place on the gateway bridge")?;
+        publish::reopen(agent, &member, &record)?;
     }
     held(&agent.containers.served).insert(spec.name.clone());
     member.services.found(&spec.name, started);
