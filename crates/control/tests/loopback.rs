@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use control::{
     AgentConfig, AgentHandle, Authority, Endpoint, EndpointState, Event, HostId, ManagerConfig,
-    ManagerError, ManagerHandle, MemberState, MemoryStore, NetworkSpec, Prober, RedbStore, Request,
-    RequestError, Response, Role, Store, TableChange, WallClock, pki,
+    ManagerError, ManagerHandle, MemberState, Membership, MemoryStore, NetworkSpec, Prober,
+    RedbStore, Request, RequestError, Response, Role, ServiceSpec, Store, TableChange, WallClock,
+    pki,
 };
 
 use common::await_event;
@@ -448,4 +449,78 @@ fn strangers_cannot_crowd_a_host_out() {
         let said = String::from_utf8_lossy(&said).into_owned();
         assert!(!said.contains(&cluster.authority.cluster()), "{said}");
     }
+}
+
+#[test]
+fn a_member_of_a_service_is_told_and_confirmed_by_every_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cluster, _manager) =
+        Cluster::start(105, Box::new(RedbStore::open(folder.path()).unwrap()));
+    let (one, two) = (cluster.join(1), cluster.join(2));
+    let network = create(&one, spec("net1")).unwrap();
+    one.subscribe(network.vni);
+    two.subscribe(network.vni);
+    let request = Request::CreateService(ServiceSpec::named("web", "net1"));
+    let Ok(Response::Service(web)) = one.request(request) else {
+        panic!("no service")
+    };
+    await_event(&two, PATIENCE, "the service", |event| match event {
+        Event::Services { services, .. } => (services == [*web.clone()]).then_some(()),
+        _ => None,
+    });
+    let request = Request::Allocate {
+        network: "net1".to_owned(),
+        container: "c1".to_owned(),
+        ips: Vec::new(),
+        mac: None,
+        service: Some("web".to_owned()),
+        weight: None,
+    };
+    let Ok(Response::Endpoint(endpoint)) = one.request(request) else {
+        panic!("no endpoint")
+    };
+    let serve = |serving| {
+        let member = endpoint
+            .member
+            .map(|member| Membership { serving, ..member });
+        let endpoint = Endpoint {
+            member,
+            ..endpoint.clone()
+        };
+        one.publish(endpoint, EndpointState::Up);
+    };
+    let told = |agent: &AgentHandle, wanted: bool| {
+        await_event(agent, PATIENCE, "the member", |event| {
+            let Event::Table { changes, .. } = event else {
+                return None;
+            };
+            changes.into_iter().find_map(|change| match change {
+                TableChange::Backend { backend, .. } => backend
+                    .filter(|backend| backend.serving == wanted)
+                    .map(drop),
+                _ => None,
+            })
+        });
+        let reached = await_event(agent, PATIENCE, "how far", |event| match event {
+            Event::Reached {
+                generation,
+                revision,
+                ..
+            } => Some((generation, revision)),
+            _ => None,
+        });
+        agent.applied(network.vni, reached.0, reached.1);
+    };
+    serve(true);
+    told(&one, true);
+    told(&two, true);
+    serve(false);
+    told(&one, false);
+    let waiting = one.confirmed(network.vni, endpoint.epoch).unwrap();
+    assert_eq!(waiting, ["h2"], "it has not said that it acts on it");
+    told(&two, false);
+    let waiting = one.confirmed(network.vni, endpoint.epoch).unwrap();
+    assert!(waiting.is_empty(), "{waiting:?}");
+    let other = two.confirmed(network.vni, endpoint.epoch).unwrap_err();
+    assert!(other.to_string().contains("not this host's"), "{other}");
 }

@@ -176,7 +176,9 @@ impl Bench {
         let by_order = matches!(
             &message,
             ToManager::Call {
-                request: Request::RemoveHost { .. } | Request::RemoveNetwork(_),
+                request: Request::RemoveHost { .. }
+                    | Request::RemoveNetwork(_)
+                    | Request::RemoveService(_),
                 ..
             }
         );

@@ -7,8 +7,9 @@ use control::events::From as Since;
 use control::installed::{Digest, Entry};
 use control::message::{OwnedEndpoint, Rows, ToAgent, ToManager};
 use control::{
-    Endpoint, EndpointState, Epoch, HostId, HostInfo, HostView, Lasts, Leased, Membership, Network,
-    NetworkSpec, Request, Role, Row, Secret, State, Subnet,
+    Endpoint, EndpointMode, EndpointState, Epoch, HostId, HostInfo, HostView, Lasts, Leased,
+    Membership, Network, NetworkSpec, Protocol, Publish, PublishMode, PublishOn, Request, Role,
+    Row, Secret, Service, ServiceSpec, State, Subnet,
 };
 use vtep::{MacAddr, Vni};
 
@@ -174,7 +175,7 @@ impl<'a> Input<'a> {
     }
 
     pub fn request(&mut self) -> Request {
-        match self.below(20) {
+        match self.below(26) {
             0 => Request::CreateNetwork {
                 spec: self.spec(),
                 routes_in_use: Vec::new(),
@@ -217,6 +218,25 @@ impl<'a> Input<'a> {
             16 => Request::Events(
                 [Since::Now, Since::Time(u64::from(self.byte()))][usize::from(self.below(2))],
             ),
+            18 => Request::MakeIngress {
+                routes_in_use: Vec::new(),
+            },
+            19 | 20 => Request::CreateService(self.service_spec()),
+            21 => Request::UpdateService {
+                version: self.epoch(),
+                service: self.name(),
+                spec: self.service_spec(),
+            },
+            22 => match self.below(3) {
+                0 => Request::Services,
+                1 => Request::Service(self.name()),
+                _ => Request::RemoveService(self.name()),
+            },
+            23 => Request::Confirmed {
+                vni: self.vni(),
+                epoch: self.epoch(),
+                owner_seq: u32::from(self.below(4)),
+            },
             17 => Request::Verify((self.below(2) == 0).then(|| self.name())),
             _ => Request::Allocate {
                 network: self.name(),
@@ -231,7 +251,16 @@ impl<'a> Input<'a> {
 
     /// What a host may say, but for its hello.
     pub fn to_manager(&mut self) -> ToManager {
-        match self.below(14) {
+        match self.below(16) {
+            14 => ToManager::Offer {
+                vni: self.vni(),
+                services: self.many(Self::service),
+            },
+            15 => ToManager::Applied {
+                vni: self.vni(),
+                generation: u16::from(self.below(3)),
+                revision: 1_000_000_000 + u64::from(self.byte()),
+            },
             0 => ToManager::Heartbeat,
             1 => ToManager::Subscribe {
                 vni: self.vni(),
@@ -320,6 +349,39 @@ impl<'a> Input<'a> {
         }
     }
 
+    fn service_spec(&mut self) -> ServiceSpec {
+        let publish = |input: &mut Self| Publish {
+            target: u16::from(input.below(3)) * 80,
+            published: (input.below(2) == 0).then(|| u16::from(input.below(4)) * 8000),
+            protocol: [Protocol::Tcp, Protocol::Udp][usize::from(input.below(2))],
+            mode: [PublishMode::Ingress, PublishMode::Host][usize::from(input.below(2))],
+            on: (input.below(4) == 0).then(|| PublishOn::Address(input.ip())),
+        };
+        let (name, network) = (self.name(), self.name());
+        ServiceSpec {
+            mode: [EndpointMode::Vip, EndpointMode::Dnsrr][usize::from(self.below(4) / 3)],
+            vips: if self.below(4) == 0 {
+                self.many(Self::ip)
+            } else {
+                Vec::new()
+            },
+            publish: self.many(publish),
+            ..ServiceSpec::named(&name, &network)
+        }
+    }
+
+    fn service(&mut self) -> Service {
+        Service {
+            id: self.name(),
+            epoch: self.epoch(),
+            version: self.epoch(),
+            vni: self.vni(),
+            spec: self.service_spec(),
+            vips: self.many(Self::ip),
+            created: 0,
+        }
+    }
+
     fn member(&mut self) -> Option<Membership> {
         (self.below(4) == 0).then(|| Membership {
             service: self.epoch(),
@@ -330,7 +392,15 @@ impl<'a> Input<'a> {
 
     /// What a manager may say.
     pub fn to_agent(&mut self, cluster: &str) -> ToAgent {
-        match self.below(22) {
+        match self.below(25) {
+            22 => ToAgent::Ingress((self.below(2) == 0).then(|| self.vni())),
+            23 | 24 => ToAgent::Services {
+                vni: self.vni(),
+                full: self.below(2) == 0,
+                services: self.many(Self::service),
+                removed: self.many(Self::epoch),
+                last: self.below(4) > 0,
+            },
             0 | 1 => ToAgent::Welcome {
                 cluster: cluster.to_owned(),
                 manager: self.host_id(),

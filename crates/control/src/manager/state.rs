@@ -319,7 +319,13 @@ impl State {
             ("name", Some(name)) => drop(self.names.insert(name.to_owned(), parse(key, value)?)),
             ("floor", Some(vni)) => drop(self.floors.insert(parse(key, vni)?, parse(key, value)?)),
             ("network", Some(_)) => {}
-            ("service", Some(_)) => drop(self.enter_service(parse(key, value)?)),
+            ("service", Some(_)) => {
+                let service: Service = parse(key, value)?;
+                if !self.networks.contains_key(&service.vni) {
+                    return Err(entry_error(key, "its network is missing"));
+                }
+                self.enter_service(service);
+            }
             ("gone", Some(name)) => {
                 let floor = parse(key, value)?;
                 self.service_floors.insert(name.to_owned(), floor);
