@@ -73,12 +73,14 @@ impl InstalledClient {
 }
 
 /// Ends what is remembered of connections to members and virtual addresses that are gone. What stood before is not known after this
-/// program's start: then it ends connections to virtual addresses that are answered by nobody who is a member.
+/// program's start: then it ends UDP to virtual addresses that is answered by nobody who is a member. TCP notices by itself, and must
+/// not be ended by what is not known yet.
 fn purge(netns: &Netns, known: Option<&ClientPlan>, plan: &ClientPlan) -> Result<(), ApplyError> {
     let (vips, members) = (vips_of(plan), members_of(plan));
     let Some(known) = known else {
         return flows::purge(netns, |connection| {
-            vips.contains(&connection.original.destination)
+            connection.protocol == Protocol::Udp.number()
+                && vips.contains(&connection.original.destination)
                 && !members.contains(&connection.reply.source)
         });
     };

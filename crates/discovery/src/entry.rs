@@ -163,7 +163,8 @@ pub(crate) fn with_netlink(
 }
 
 /// Ends what is remembered of connections that would not be led as they were: to members that left, by ports that are published no
-/// more, and UDP that began to ask before its port was published. What stood before is not known after this program's start.
+/// more, and UDP that began to ask before its port was published. What stood before is not known after this program's start: then
+/// it ends UDP alone. TCP notices by itself, and must not be ended by what is not known yet.
 fn purge(host: &Netns, known: Option<&EntryPlan>, plan: &EntryPlan) -> Result<(), ApplyError> {
     let flows = flows_of(plan);
     let Some(known) = known else {
@@ -171,7 +172,8 @@ fn purge(host: &Netns, known: Option<&EntryPlan>, plan: &EntryPlan) -> Result<()
             let answers = connection.reply.source;
             let led = connection.original.destination != answers
                 && plan.subnets.iter().any(|subnet| subnet.contains(&answers));
-            led && !flows.contains(&flow_of(connection))
+            let is_udp = connection.protocol == Protocol::Udp.number();
+            is_udp && led && !flows.contains(&flow_of(connection))
         });
     };
     let gone = &flows_of(known) - &flows;
