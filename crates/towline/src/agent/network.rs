@@ -31,7 +31,7 @@ pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Net
         aux_addresses: wanted.aux_addresses,
         ipv6: wanted.ipv6,
         addressing: wanted.addressing,
-        ingress: false,
+        ingress: wanted.ingress,
         vni,
         mtu: wanted.mtu,
         settings: wanted.settings,

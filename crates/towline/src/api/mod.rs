@@ -240,6 +240,9 @@ pub(crate) struct NetworkCreate {
     pub(crate) ipv6: bool,
     /// How addresses are given.
     pub(crate) addressing: Addressing,
+    /// Whether it carries published ports.
+    #[serde(default)]
+    pub(crate) ingress: bool,
     /// Its VNI; none: the next free one from 4096.
     pub(crate) vni: Option<u32>,
     /// Its MTU in bytes; none: as large as the hosts' links allow.

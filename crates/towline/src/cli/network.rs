@@ -117,6 +117,9 @@ pub(crate) struct CreateArgs {
     /// A setting, KEY=VALUE; once per setting (all are listed below)
     #[arg(short, long, value_name = "KEY=VALUE")]
     opt: Vec<String>,
+    /// Make the network that carries published ports: a cluster has one, `ingress`, until it is removed
+    #[arg(long)]
+    ingress: bool,
     /// The VXLAN network identifier, 1 to 16777215 [default: the next free one from 4096]
     #[arg(long)]
     vni: Option<u32>,
@@ -148,8 +151,6 @@ struct RefusedOptions {
     #[arg(long, hide = true)]
     encrypted: bool,
     #[arg(long, hide = true)]
-    ingress: bool,
-    #[arg(long, hide = true)]
     ipam_driver: Option<String>,
     #[arg(long, hide = true)]
     ipam_opt: Vec<String>,
@@ -171,7 +172,6 @@ impl RefusedOptions {
                 "--encrypted",
                 "run the underlay over a network you trust",
             ),
-            (self.ingress, "--ingress", leave_it_out),
             (self.ipam_driver.is_some(), "--ipam-driver", leave_it_out),
             (!self.ipam_opt.is_empty(), "--ipam-opt", leave_it_out),
             (
@@ -255,6 +255,7 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
             .collect::<anyhow::Result<_>>()?,
         ipv6: args.ipv6,
         addressing: options.addressing,
+        ingress: args.ingress,
         vni: args.vni,
         mtu: options.mtu,
         settings: options.settings,
