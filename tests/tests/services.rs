@@ -331,7 +331,7 @@ fn a_virtual_address_a_members_own_service_and_localhost() {
         assert_eq!(shares.len(), 2, "{vip}: {shares:?}");
     }
     // A host's own port, by its own address and by `localhost`; a container's by its host's.
-    for host in 0..2 {
+    for (host, name) in names.iter().enumerate() {
         let own = web.ports(host);
         let localhost = ["127.0.0.1:8080", "[::1]:8080"].map(|at| at.parse().unwrap());
         for target in own.into_iter().chain(localhost) {
@@ -341,7 +341,7 @@ fn a_virtual_address_a_members_own_service_and_localhost() {
                 .unwrap();
             assert!(answer.is_ok(), "{target} on host {host}: {answer:?}");
             if !target.ip().is_loopback() {
-                let member = &web.members[&names[host]].netns;
+                let member = &web.members[name].netns;
                 let answer = member.run(|| ask(target, ANSWER_LIMIT)).unwrap();
                 assert!(answer.is_ok(), "{target} from a member: {answer:?}");
             }
