@@ -174,10 +174,10 @@ impl Manager {
                 "endpoint {epoch} on VNI {vni} is not this host's, or what it said of it last has not come"
             ));
         };
-        // What was told in an earlier life of the store, everybody has again who follows this one.
-        let last = self.state.last();
-        let revision = if revision <= last.counter() {
-            revision
+        // What was told in an earlier generation, everybody has again who follows this one.
+        let generation = self.state.last().generation();
+        let revision = if revision.generation() == generation {
+            revision.counter()
         } else {
             0
         };
@@ -186,7 +186,7 @@ impl Manager {
             host,
             call,
             vni,
-            place: (last.generation(), revision),
+            place: (generation, revision),
             until: now + PATIENCE,
         });
         Ok(())

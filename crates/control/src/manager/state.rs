@@ -69,7 +69,7 @@ struct Meta {
 struct StoredRow {
     #[serde(flatten)]
     row: Row,
-    revision: u64,
+    revision: Epoch,
 }
 
 /// An endpoint and its host.
@@ -99,8 +99,9 @@ pub(super) struct NetworkState {
     pub(super) leases: Leases,
     pool: Pool,
     /// Every row by its last change: what a stream resumes from. Rows are never forgotten, so neither are changes.
-    changes: BTreeMap<u64, IpAddr>,
-    revisions: HashMap<IpAddr, u64>,
+    /// By generation, too: the counter begins anew with each.
+    changes: BTreeMap<Epoch, IpAddr>,
+    revisions: HashMap<IpAddr, Epoch>,
 }
 
 impl NetworkState {
@@ -142,17 +143,22 @@ impl NetworkState {
             .collect()
     }
 
-    /// The last change; the network's own making before any.
-    pub(super) fn revision(&self) -> u64 {
-        self.changes
-            .last_key_value()
-            .map_or(self.network.epoch.counter(), |(revision, _)| *revision)
+    /// The last change of this generation; the network's own making before any. Zero where that is of an earlier one: whoever
+    /// follows this network needs all of it.
+    fn revision(&self, generation: u16) -> u64 {
+        let last = self.changes.last_key_value();
+        let last = last.map_or(self.network.epoch, |(revision, _)| *revision);
+        if last.generation() == generation {
+            last.counter()
+        } else {
+            0
+        }
     }
 
     /// Rows changed after `from`, in the order of their changes.
-    pub(super) fn rows_after(&self, from: u64) -> impl Iterator<Item = &Row> {
+    pub(super) fn rows_after(&self, from: Epoch) -> impl Iterator<Item = &Row> {
         self.changes
-            .range(from.saturating_add(1)..)
+            .range(from.next()..)
             .filter_map(|(_, ip)| self.table.row(*ip))
     }
 
@@ -165,7 +171,7 @@ impl NetworkState {
             .filter(|row| row.epoch == endpoint.epoch)
     }
 
-    fn put_row(&mut self, row: Row, revision: u64) {
+    fn put_row(&mut self, row: Row, revision: Epoch) {
         let ip = row.ip;
         if self.table.apply(row, &mut Vec::new()) {
             if let Some(old) = self.revisions.insert(ip, revision) {
@@ -339,7 +345,12 @@ impl State {
                         if stored.row.state == RowState::Free {
                             network.rest(stored.row.ip, now);
                         }
-                        network.put_row(stored.row, stored.revision);
+                        let mut revision = stored.revision;
+                        if revision.generation() == 0 {
+                            // Of a store that was written without the generation.
+                            revision = Epoch::new(self.last.generation(), revision.counter());
+                        }
+                        network.put_row(stored.row, revision);
                     }
                     "endpoint" => {
                         let held: Held = parse(key, value)?;
@@ -444,6 +455,8 @@ impl State {
     pub(super) fn raise_generation(&mut self, seen: Epoch) {
         self.meta_changed = true;
         self.last = Epoch::new(seen.generation().saturating_add(1), 0);
+        // What was to be told from a revision on is of an earlier generation.
+        self.dirty.values_mut().for_each(|from| *from = 0);
     }
 
     /// Draws a VNI that no network has; `None`: all are taken.
@@ -666,11 +679,13 @@ impl State {
 
     /// Puts a row in its network's table under a new revision.
     pub(super) fn put_row(&mut self, vni: Vni, row: Row, now: Duration) {
-        let revision = self.draw().counter();
+        let revision = self.draw();
         let Some(network) = self.networks.get_mut(&vni) else {
             return;
         };
-        self.dirty.entry(vni).or_insert_with(|| network.revision());
+        let generation = revision.generation();
+        let known = || network.revision(generation);
+        self.dirty.entry(vni).or_insert_with(known);
         if row.state == RowState::Free {
             network.rest(row.ip, now);
         }

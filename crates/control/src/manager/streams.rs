@@ -99,7 +99,12 @@ impl Manager {
         let Some(state) = self.state.networks.get(&vni) else {
             return Vec::new();
         };
-        let changed: Vec<_> = state.rows_after(from).cloned().collect();
+        let generation = self.state.last().generation();
+        let after = match from {
+            0 => Epoch::ZERO,
+            revision => Epoch::new(generation, revision),
+        };
+        let changed: Vec<_> = state.rows_after(after).cloned().collect();
         let mut parts: Vec<_> = changed
             .chunks(ROWS_PER_MESSAGE)
             .map(<[_]>::to_vec)
@@ -112,7 +117,7 @@ impl Manager {
         let numbered = (0..).zip(parts);
         let rows = numbered.map(|(part, rows)| Rows {
             vni,
-            generation: self.state.last().generation(),
+            generation,
             from,
             // All changes up to now are here, other networks' aside.
             to: self.state.last().counter(),
@@ -122,5 +127,72 @@ impl Manager {
             rows,
         });
         rows.map(ToAgent::Rows).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::testing::Bench;
+    use crate::message::ToManager;
+    use crate::network::Endpoint;
+    use crate::request::EndpointState;
+
+    fn down(endpoint: &Endpoint) -> ToManager {
+        ToManager::Publish {
+            endpoint: endpoint.clone(),
+            owner_seq: 2,
+            state: EndpointState::Down,
+        }
+    }
+
+    fn subscribe(vni: Vni, generation: u16, revision: u64) -> ToManager {
+        ToManager::Subscribe {
+            vni,
+            generation,
+            revision,
+            network: None,
+        }
+    }
+
+    /// The rows that were sent since the last look, and up to where.
+    fn told(bench: &mut Bench) -> Rows {
+        let sent = std::mem::take(&mut bench.sent).into_iter();
+        let mut rows = sent.filter_map(|(_, message)| match message {
+            ToAgent::Rows(rows) => Some(rows),
+            _ => None,
+        });
+        let told = rows.next().expect("rows were sent");
+        assert!(rows.next().is_none(), "and once");
+        told
+    }
+
+    /// The counter of revisions begins anew with each generation.
+    #[test]
+    fn changes_of_every_generation_are_told() {
+        let (mut bench, vni, endpoints) = Bench::new();
+        bench.say(1, subscribe(vni, 0, 0));
+        told(&mut bench);
+        let mut seen = Vec::new();
+        for (host, endpoint) in (1..).zip(&endpoints) {
+            let last = bench.manager.state.last();
+            bench.manager.state.raise_generation(last);
+            bench.say(host, down(endpoint));
+            let rows = told(&mut bench);
+            assert_eq!(rows.generation, last.generation() + 1);
+            assert_eq!((rows.from, rows.rows.len()), (0, 2), "all is told anew");
+            seen.push(rows.to);
+        }
+        assert_eq!(seen[0], seen[1], "one revision of two generations");
+        bench.say(2, subscribe(vni, 0, 0));
+        let mut ips: Vec<_> = told(&mut bench).rows.iter().map(|row| row.ip).collect();
+        ips.sort();
+        assert_eq!(ips, endpoints.map(|endpoint| endpoint.ips[0]));
+        // Who has the last revision of all lacks nothing; of an earlier generation it says nothing.
+        let last = bench.manager.state.last();
+        bench.say(2, subscribe(vni, last.generation(), last.counter()));
+        assert!(told(&mut bench).rows.is_empty());
+        bench.say(2, subscribe(vni, last.generation() - 1, last.counter()));
+        assert_eq!(told(&mut bench).rows.len(), 2);
     }
 }

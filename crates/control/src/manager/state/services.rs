@@ -11,7 +11,7 @@ use crate::service::Service;
 
 impl NetworkState {
     /// The last change of an endpoint's rows.
-    pub(in super::super) fn revision_of(&self, endpoint: &Endpoint) -> u64 {
+    pub(in super::super) fn revision_of(&self, endpoint: &Endpoint) -> Epoch {
         let revisions = endpoint.ips.iter();
         let revisions = revisions.filter_map(|ip| self.revisions.get(ip).copied());
         revisions.max().unwrap_or_default()
