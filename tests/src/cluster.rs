@@ -19,7 +19,7 @@ use netns::{Netlink, Netns, Route};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{TestNetns, require_root, towline_bin, unique, wait_until};
+use crate::{TestNetns, require_root, towline_bin, try_sh, unique, wait_until};
 
 /// How long an agent may take to answer, on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -93,6 +93,9 @@ impl Cluster {
         for host in others {
             host.ok(&format!("join --token {token} {}", manager.address));
         }
+        for host in &cluster.hosts {
+            host.wait_for_ingress();
+        }
         cluster
     }
 
@@ -155,6 +158,18 @@ impl Host {
         };
         host.start_agent();
         host
+    }
+
+    /// Waits until the host has its place on the network of published ports: a link-local address comes last.
+    ///
+    /// # Panics
+    /// When it has not in time.
+    pub fn wait_for_ingress(&self) {
+        wait_until("a place on the ingress network", START_LIMIT, || {
+            let seen = try_sh(&self.netns, "ip -o addr show dev towline_ingress");
+            let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
+            seen.contains("inet ") && seen.contains("fe80")
+        });
     }
 
     /// Starts the agent and waits until it answers.
