@@ -207,8 +207,7 @@ fn live_lines_show_each_place_and_each_drop() {
 
     // The same numbers are on the books.
     let status = pair.host().json("status --json");
-    let port = &status["cluster"]["ports"][0];
-    assert_eq!(port["container"], **c1);
+    let port = port_of(&status, c1);
     assert_eq!(
         (&port["network"], &port["interface"]),
         (&"blue".into(), &"eth0".into())
@@ -315,13 +314,20 @@ fn a_file_opens_in_tshark_with_both_layers_and_comments() {
     assert_eq!(tshark(&file, &[&check[..], &[bad]].concat()), "");
 }
 
+/// What `status` says of a container's port.
+fn port_of<'a>(status: &'a Value, container: &str) -> &'a Value {
+    let ports = status["cluster"]["ports"].as_array().unwrap();
+    let own = ports.iter().find(|port| port["container"] == container);
+    own.unwrap_or_else(|| panic!("{container} has no port in {ports:?}"))
+}
+
 #[test]
 fn filters_and_counts() {
     let pair = Pair::new();
     let host = pair.host();
     let [c1, c2] = &pair.names;
     let status = host.json("status --json");
-    let number = status["cluster"]["ports"][0]["port"].to_string();
+    let number = port_of(&status, c1)["port"].to_string();
     for (filter, never) in [
         (format!("--port {c1}"), None),
         (format!("--port {number} --network blue"), None),
