@@ -180,7 +180,7 @@ fn plain_rule(host: &Netns, member: IpAddr) -> anyhow::Result<()> {
         "table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n\
          chain in {{ type nat hook prerouting priority dstnat - 1;\n{}}}\n\
          chain out {{ type nat hook postrouting priority srcnat - 1;\n\
-         ct status dnat ct original proto-dst {{ {asked} }} masquerade\n}}\n}}\n",
+         ct status dnat meta l4proto tcp ct original proto-dst {{ {asked} }} masquerade\n}}\n}}\n",
         rules.concat()
     );
     nft(host, &text)
