@@ -34,21 +34,11 @@ impl Netlink {
     /// When the kernel refuses.
     pub fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
         let names = self.names()?;
-        let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            let answers = self.dump(
-                || "list routes".to_owned(),
-                RouteNetlinkMessage::GetRoute(message),
-            )?;
-            routes.extend(
-                answers
-                    .into_iter()
-                    .flat_map(|answer| routes_of(answer, &names)),
-            );
-        }
-        Ok(routes)
+        let messages = self.dump_routes(|| "list routes".to_owned())?;
+        Ok(messages
+            .into_iter()
+            .flat_map(|message| routes_of(message, &names))
+            .collect())
     }
 
     /// Adds a route to the main table, in the place of one to the same destination with the same metric.
@@ -58,11 +48,7 @@ impl Netlink {
     pub fn add_route(&self, route: &Route) -> Result<(), NetlinkError> {
         let operation = || format!("add {route}");
         let message = self.route_message(operation, route)?;
-        self.change(
-            operation,
-            RouteNetlinkMessage::NewRoute(message),
-            NLM_F_CREATE | NLM_F_REPLACE,
-        )
+        self.put_route(operation, message)
     }
 
     /// Removes a route; one that is not there is fine.
@@ -72,6 +58,46 @@ impl Netlink {
     pub fn del_route(&self, route: &Route) -> Result<(), NetlinkError> {
         let operation = || format!("remove {route}");
         let message = self.route_message(operation, route)?;
+        self.take_route(operation, message)
+    }
+
+    /// Routes of all tables and both families, as the kernel tells them.
+    pub(crate) fn dump_routes(
+        &self,
+        operation: impl Fn() -> String,
+    ) -> Result<Vec<RouteMessage>, NetlinkError> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let answers = self.dump(&operation, RouteNetlinkMessage::GetRoute(message))?;
+            routes.extend(answers.into_iter().filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(message) => Some(message),
+                _ => None,
+            }));
+        }
+        Ok(routes)
+    }
+
+    /// Adds a route, in the place of one to the same destination.
+    pub(crate) fn put_route(
+        &self,
+        operation: impl Fn() -> String,
+        message: RouteMessage,
+    ) -> Result<(), NetlinkError> {
+        self.change(
+            operation,
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    /// Removes a route; one that is not there is fine.
+    pub(crate) fn take_route(
+        &self,
+        operation: impl Fn() -> String,
+        message: RouteMessage,
+    ) -> Result<(), NetlinkError> {
         match self.change(operation, RouteNetlinkMessage::DelRoute(message), 0) {
             Err(error) if error.is(Errno::SRCH) => Ok(()),
             done => done,
@@ -133,10 +159,7 @@ impl std::fmt::Display for Route {
     }
 }
 
-fn routes_of(message: RouteNetlinkMessage, names: &HashMap<u32, String>) -> Vec<Route> {
-    let RouteNetlinkMessage::NewRoute(message) = message else {
-        return Vec::new();
-    };
+fn routes_of(message: RouteMessage, names: &HashMap<u32, String>) -> Vec<Route> {
     let mut table = u32::from(message.header.table);
     let mut dst = None;
     let mut metric = None;

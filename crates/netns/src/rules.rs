@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla};
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType,
 };
@@ -119,19 +119,11 @@ impl Netlink {
     /// When the kernel refuses.
     pub fn table_routes(&self, table: u32) -> Result<Vec<TableRoute>, NetlinkError> {
         let names = self.names()?;
-        let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            let answers = self.dump(
-                || format!("list routes of table {table}"),
-                RouteNetlinkMessage::GetRoute(message),
-            )?;
-            routes.extend(answers.into_iter().filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(message) => route_of(&message, &names),
-                _ => None,
-            }));
-        }
+        let messages = self.dump_routes(|| format!("list routes of table {table}"))?;
+        let mut routes: Vec<_> = messages
+            .iter()
+            .filter_map(|message| route_of(message, &names))
+            .collect();
         routes.retain(|route| route.table == table);
         routes.sort();
         Ok(routes)
@@ -144,11 +136,7 @@ impl Netlink {
     pub fn add_table_route(&self, route: &TableRoute) -> Result<(), NetlinkError> {
         let operation = || format!("add {route}");
         let message = self.table_route_message(operation, route)?;
-        self.change(
-            operation,
-            RouteNetlinkMessage::NewRoute(message),
-            NLM_F_CREATE | NLM_F_REPLACE,
-        )
+        self.put_route(operation, message)
     }
 
     /// Removes a route from a table; one that is not there is fine.
@@ -158,10 +146,7 @@ impl Netlink {
     pub fn del_table_route(&self, route: &TableRoute) -> Result<(), NetlinkError> {
         let operation = || format!("remove {route}");
         let message = self.table_route_message(operation, route)?;
-        match self.change(operation, RouteNetlinkMessage::DelRoute(message), 0) {
-            Err(error) if error.is(Errno::SRCH) => Ok(()),
-            done => done,
-        }
+        self.take_route(operation, message)
     }
 
     fn table_route_message(
