@@ -177,7 +177,8 @@ fn make(lab: &LabName, folder: &Folder, state: &mut State) -> anyhow::Result<()>
     for (number, host) in (1..).zip(&hosts) {
         for index in 1..=settings.containers {
             interrupt::check()?;
-            run_container(host, &lab.of(Role::Container(Kind::Host, number, index)))?;
+            let name = lab.of(Role::Container(Kind::Host, number, index));
+            run_container(host, &name, NETWORK)?;
         }
     }
     if settings.containers > 0 {
@@ -225,14 +226,14 @@ pub(crate) fn make_network(host: &Host, subnet: IpNet) -> anyhow::Result<()> {
 }
 
 /// Starts a container that does nothing.
-pub(crate) fn run_container(host: &Host, name: &str) -> anyhow::Result<()> {
+pub(crate) fn run_container(host: &Host, name: &str, network: &str) -> anyhow::Result<()> {
     let words = [
         "run",
         "-d",
         "--name",
         name,
         "--network",
-        NETWORK,
+        network,
         "--",
         COMMAND[0],
         COMMAND[1],

@@ -31,8 +31,9 @@ use stats::Sample;
 
 /// What `--service` measures.
 const SERVICE_LOADS: [Choice; 3] = [Choice::Tcp1, Choice::Rr, Choice::Conn];
-const SERVICE_PATHS: [PathKind; 4] = [
+const SERVICE_PATHS: [PathKind; 5] = [
     PathKind::Towline,
+    PathKind::Apart,
     PathKind::Vip,
     PathKind::Ingress,
     PathKind::Dnat,
@@ -71,7 +72,7 @@ pub struct BenchArgs {
         value_name = "PATH,…"
     )]
     paths: Vec<PathKind>,
-    /// Measure services: tcp1, rr and conn over towline, vip, ingress and dnat
+    /// Measure services: tcp1, rr and conn over towline, apart, vip, ingress and dnat
     #[arg(long, conflicts_with_all = ["only", "paths"])]
     service: bool,
     /// The lab's name
@@ -105,12 +106,12 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let _lock = folder.lock()?;
     interrupt::catch()?;
     // What a bench that was killed left.
-    path::service::take_down(lab, &folder)?;
+    path::service::take_down(lab, &folder, &state)?;
     down::take_down_bench(lab, &folder)?;
     let machine = Machine::this();
     let measured = measure(args, &folder, &state, &loads, chosen);
-    let taken_down =
-        path::service::take_down(lab, &folder).and_then(|()| down::take_down_bench(lab, &folder));
+    let taken_down = path::service::take_down(lab, &folder, &state)
+        .and_then(|()| down::take_down_bench(lab, &folder));
     let (samples, not_run) = measured?;
     let results = report::rows(&samples);
     taken_down.context("can't take away what the bench has added to the lab")?;

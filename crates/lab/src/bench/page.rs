@@ -15,8 +15,21 @@ use super::report::{self, Machine, NotRun, Report};
 use crate::output;
 use crate::topology::{Underlay, Wire};
 
-const BEGIN: &str = "<!-- From here on scripts/bench writes. -->";
-const END: &str = "<!-- Down to here scripts/bench writes. -->";
+/// The lines between which a part of a page is written: the whole of the bench, or one section.
+struct Markers {
+    begin: String,
+    end: String,
+}
+
+impl Markers {
+    fn of(section: Option<&str>) -> Self {
+        let section = section.map_or_else(String::new, |section| format!(" {section}"));
+        Self {
+            begin: format!("<!-- From here on scripts/bench{section} writes. -->"),
+            end: format!("<!-- Down to here scripts/bench{section} writes. -->"),
+        }
+    }
+}
 
 /// Options of `lab report`.
 #[derive(Debug, clap::Args)]
@@ -25,12 +38,16 @@ const END: &str = "<!-- Down to here scripts/bench writes. -->";
                   Each file is what 'towline lab bench --json' printed. The page must have the lines\n  \
                   <!-- From here on scripts/bench writes. -->\n  \
                   <!-- Down to here scripts/bench writes. -->\n\
-                  and what stands between them is replaced; a plot of the same name that ends in .svg is written beside it."
+                  and what stands between them is replaced; a plot of the same name that ends in .svg is written beside it. With --section NAME\n\
+                  the lines say 'scripts/bench NAME writes', and the plot's name ends in -NAME.svg."
 )]
 pub struct ReportArgs {
     /// The page to write into; without it the Markdown is printed, and no plot made
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
+    /// The part of the page to write [default: the one of no name]
+    #[arg(long, value_name = "NAME", requires = "page", value_parser = section)]
+    section: Option<String>,
     /// What made the measurements, to be named on the page
     #[arg(long, default_value = "towline lab bench", value_name = "TEXT")]
     command: String,
@@ -51,17 +68,31 @@ pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let Some(page) = &args.page else {
         return output::line(markdown(args, &runs, None).trim_end());
     };
-    let plot = page.with_extension("svg");
+    let plot = match &args.section {
+        None => page.with_extension("svg"),
+        Some(section) => {
+            let stem = page.file_stem().unwrap_or_default().to_string_lossy();
+            page.with_file_name(format!("{stem}-{section}.svg"))
+        }
+    };
     let name = plot
         .file_name()
         .with_context(|| format!("{} is no page's name", page.display()))?
         .to_string_lossy();
     let old = fs::read_to_string(page).with_context(|| format!("can't read {}", page.display()))?;
-    let new = replaced(&old, &markdown(args, &runs, Some(&name)))
+    let markers = Markers::of(args.section.as_deref());
+    let new = replaced(&old, &markers, &markdown(args, &runs, Some(&name)))
         .with_context(|| format!("can't write into {}", page.display()))?;
     let picture = plot::svg(&runs);
     fs::write(&plot, picture).with_context(|| format!("can't write {}", plot.display()))?;
     fs::write(page, new).with_context(|| format!("can't write {}", page.display()))
+}
+
+/// A section's name is part of a file's.
+fn section(text: &str) -> Result<String, String> {
+    let good = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase());
+    good.then(|| text.to_owned())
+        .ok_or_else(|| "a section's name is of the letters a-z".to_owned())
 }
 
 fn read(file: &Path) -> anyhow::Result<Report> {
@@ -75,14 +106,15 @@ fn read(file: &Path) -> anyhow::Result<Report> {
 }
 
 /// The page with what stands between its markers replaced.
-fn replaced(page: &str, text: &str) -> anyhow::Result<String> {
+fn replaced(page: &str, markers: &Markers, text: &str) -> anyhow::Result<String> {
+    let Markers { begin, end } = markers;
     let parts = page
-        .split_once(BEGIN)
-        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+        .split_once(begin.as_str())
+        .and_then(|(before, rest)| Some((before, rest.split_once(end.as_str())?.1)));
     let Some((before, after)) = parts else {
-        bail!("it lacks the line '{BEGIN}', or '{END}' behind it");
+        bail!("it lacks the line '{begin}', or '{end}' behind it");
     };
-    Ok(format!("{before}{BEGIN}\n{text}\n{END}{after}"))
+    Ok(format!("{before}{begin}\n{text}\n{end}{after}"))
 }
 
 /// What a run differs from the others in.
@@ -104,14 +136,15 @@ fn markdown(args: &ReportArgs, runs: &[Report], plot: Option<&str>) -> String {
     if let Some(plot) = plot {
         let _ = write!(
             text,
-            "![Each load's rate as a multiple of the kernel's, median and range of the rounds]({plot})\n\n"
+            "![Each load's rate as a multiple of {}, median and range of the rounds]({plot})\n\n",
+            plot::yardstick(runs)
         );
     }
     let targets = targets::lines(runs);
     if !targets.is_empty() {
         text.push_str(
             "### Against the targets\n\n\
-             Ratios to the kernel's path, and to the plain backend where that is said; each of two runs of the same round. A target *holds* \
+             Ratios to the kernel's path, or to what is said; each of two runs of the same round. A target *holds* \
              unless three quarters of the rounds miss its floor, and is *reached* when the median reaches its goal.\n\n",
         );
         table(&mut text, &targets::HEADER, targets.into_iter());
@@ -184,17 +217,21 @@ mod tests {
     use super::*;
     use crate::bench::load::Load;
     use crate::bench::path::PathKind;
-    use crate::bench::stats::Sample;
+    use crate::bench::stats::{Latency, Sample};
 
     /// A run in which every path has the same rates each round, `factor` times the kernel's.
     pub(super) fn run_of(wire: Wire, paths: &[(PathKind, f64)]) -> Report {
         let mut samples = Vec::new();
         for load in [Load::Tcp1, Load::Tcp4, Load::Udp64, Load::Rr] {
             for &(path, factor) in paths {
+                let latency = Latency {
+                    p50_us: 40.0 / factor,
+                    p99_us: 100.0 / factor,
+                };
                 let sample = |round: f64| Sample {
                     value: 4.0 * factor * round,
                     cpu: 2.0 / factor,
-                    latency: None,
+                    latency: (load == Load::Rr).then_some(latency),
                 };
                 samples.push((load, path, [1.0, 1.1, 0.9].map(sample).to_vec()));
             }
@@ -235,14 +272,42 @@ mod tests {
         ]
     }
 
+    /// A run over the ways to a service's member.
+    pub(super) fn run_of_services() -> Report {
+        use PathKind::{Apart, Dnat, Ingress, Towline, Vip};
+        run_of(
+            Wire::Mtu,
+            &[
+                (Towline, 1.0),
+                (Apart, 1.0),
+                (Vip, 0.95),
+                (Ingress, 0.8),
+                (Dnat, 0.75),
+            ],
+        )
+    }
+
     #[test]
     fn only_what_is_between_the_markers_changes() {
-        let page = format!("a\n{BEGIN}\nold\n{END}\nz\n");
-        let once = replaced(&page, "new").unwrap();
-        assert_eq!(once, format!("a\n{BEGIN}\nnew\n{END}\nz\n"));
-        assert_eq!(replaced(&once, "new").unwrap(), once);
-        for bad in [String::new(), BEGIN.into(), format!("{END}\n{BEGIN}")] {
-            let error = replaced(&bad, "new").unwrap_err().to_string();
+        let (all, services) = (Markers::of(None), Markers::of(Some("services")));
+        let [begin, end] = [&all.begin, &all.end];
+        let rest = format!("{}\nkept\n{}\n", services.begin, services.end);
+        let page = format!("a\n{begin}\nold\n{end}\nz\n{rest}");
+        let once = replaced(&page, &all, "new").unwrap();
+        assert_eq!(once, format!("a\n{begin}\nnew\n{end}\nz\n{rest}"));
+        assert_eq!(replaced(&once, &all, "new").unwrap(), once);
+        let other = replaced(&page, &services, "new").unwrap();
+        assert!(
+            other.contains("\nold\n") && !other.contains("kept"),
+            "{other}"
+        );
+        for bad in [
+            String::new(),
+            begin.clone(),
+            format!("{end}\n{begin}"),
+            rest,
+        ] {
+            let error = replaced(&bad, &all, "new").unwrap_err().to_string();
             assert!(error.contains("lacks the line"), "{error}");
         }
     }
@@ -251,10 +316,12 @@ mod tests {
     fn a_page_is_written_with_its_plot_and_a_bad_run_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (page, run_file) = (dir.path().join("speed.md"), dir.path().join("run.json"));
-        fs::write(&page, format!("# Speed\n{BEGIN}\n{END}\n")).unwrap();
+        let Markers { begin, end } = Markers::of(None);
+        fs::write(&page, format!("# Speed\n{begin}\n{end}\n")).unwrap();
         fs::write(&run_file, serde_json::to_vec(&runs()[0]).unwrap()).unwrap();
         let args = |file: &Path| ReportArgs {
             page: Some(page.clone()),
+            section: None,
             command: "scripts/bench".into(),
             commit: Some("abc123".into()),
             runs: vec![file.to_owned()],

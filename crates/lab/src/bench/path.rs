@@ -10,6 +10,7 @@
 //! | local | the first two containers of NAME-h1 |
 //! | vip | the first container of NAME-h1 → a member of a service on NAME-h2, by the service's virtual address |
 //! | ingress | NAME-out → NAME-h1 → the same member, by a published port |
+//! | apart | containers of NAME-h1 and NAME-h2 on a network of their own, which has no services |
 //! | dnat | NAME-out → NAME-h1 → the same member, by a rule of plain nftables that hides the client |
 //! | ovs, tinc, fastd, wireguard-go | NAME-oN → NAME-oN+1: other programs' tunnels, see `path/peers.rs` |
 
@@ -34,7 +35,7 @@ use crate::name::{Kind, LabName, Role};
 use crate::shapes::Endpoint;
 use crate::state::{Folder, State};
 use crate::topology;
-use crate::up;
+use crate::{NETWORK, up};
 
 /// What `--paths` chooses from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -58,6 +59,8 @@ pub(crate) enum PathKind {
     Ingress,
     /// The same by a rule of plain nftables that hides the client
     Dnat,
+    /// Towline, between containers of a network that has no services
+    Apart,
     /// Open vSwitch with its userspace datapath, VXLAN
     Ovs,
     /// tinc 1.0, without its encryption
@@ -83,6 +86,7 @@ impl PathKind {
             Self::Vip => "vip",
             Self::Ingress => "ingress",
             Self::Dnat => "dnat",
+            Self::Apart => "apart",
             Self::Ovs => "ovs",
             Self::Tinc => "tinc",
             Self::Fastd => "fastd",
@@ -98,6 +102,11 @@ impl PathKind {
     /// Whether it leads to a service's member.
     pub(crate) const fn is_service(self) -> bool {
         matches!(self, Self::Vip | Self::Ingress | Self::Dnat)
+    }
+
+    /// Whether it is measured against the way between two containers of a network with services.
+    pub(crate) const fn is_beside_services(self) -> bool {
+        self.is_service() || matches!(self, Self::Apart)
     }
 
     /// The kernel's path that does the same.
@@ -190,6 +199,7 @@ pub(crate) fn make(
         PathKind::Vip | PathKind::Ingress | PathKind::Dnat => {
             service::make(kind, lab, folder, state)?
         }
+        PathKind::Apart => service::make_apart(lab, folder, state)?,
         PathKind::Plain => make_plain(lab, folder, state)?,
         PathKind::Ovs | PathKind::Tinc | PathKind::Fastd | PathKind::WireguardGo => {
             peers::make(kind, lab, folder, state)?
@@ -300,7 +310,8 @@ fn make_plain(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<P
     up::make_cluster(&hosts, Kind::Plain, settings.underlay)?;
     up::make_network(&hosts[0], settings.subnet)?;
     for (number, host) in (1..).zip(&hosts) {
-        up::run_container(host, &lab.of(Role::Container(Kind::Plain, number, 1)))?;
+        let name = lab.of(Role::Container(Kind::Plain, number, 1));
+        up::run_container(host, &name, NETWORK)?;
     }
     up::wait_for_tables(&hosts)?;
     let ends = [Place::first(&hosts[0]), Place::first(&hosts[1])];

@@ -67,7 +67,7 @@ pub(crate) struct Row {
     p99_us: Option<f64>,
     pub(crate) vs_kernel: Option<f64>,
     vs_underlay: Option<f64>,
-    /// Of a path to a service's member, against the way between two containers.
+    /// Of a path to a service's member, and of one where no service is, against the way between two containers.
     #[serde(default)]
     vs_towline: Option<f64>,
 }
@@ -126,7 +126,7 @@ pub(crate) fn rows(samples: &[(Load, PathKind, Vec<Sample>)]) -> Vec<Row> {
                 .filter(|_| !path.is_local())
                 .map(rounded),
             vs_towline: stats::ratio(summary.median, median_of(*load, PathKind::Towline))
-                .filter(|_| path.is_service())
+                .filter(|_| path.is_beside_services())
                 .map(rounded),
             summary: Summary {
                 median: rounded(summary.median),
@@ -135,6 +135,7 @@ pub(crate) fn rows(samples: &[(Load, PathKind, Vec<Sample>)]) -> Vec<Row> {
                 samples: summary.samples.iter().copied().map(rounded).collect(),
                 cpu: rounded(summary.cpu),
                 cpu_samples: summary.cpu_samples.iter().copied().map(rounded).collect(),
+                p99_samples: summary.p99_samples.iter().copied().map(rounded).collect(),
                 latency: None,
             },
         })
@@ -152,6 +153,20 @@ impl Report {
         self.results
             .iter()
             .find(|row| (row.load, row.path) == (load, path))
+    }
+
+    /// Whether it measured ways to a service's member.
+    pub(crate) fn is_of_services(&self) -> bool {
+        self.results.iter().any(|row| row.path.is_service())
+    }
+
+    /// What a path's rates are compared with.
+    pub(crate) fn yardstick(&self, path: PathKind) -> PathKind {
+        if self.is_of_services() {
+            PathKind::Towline
+        } else {
+            path.kernels()
+        }
     }
 
     /// How its underlay carries packets, in words.
@@ -305,7 +320,8 @@ mod tests {
         );
         let expected = serde_json::json!({
             "load": "tcp1", "path": "underlay", "unit": "Gbit/s", "median": 4.5, "min": 4.0, "max": 5.0,
-            "samples": [5.0, 4.0, 4.5], "cpu": 1.5, "cpu_samples": [2.0, 1.0, 1.5], "cpu_unit": "s/GB", "p50_us": null, "p99_us": null,
+            "samples": [5.0, 4.0, 4.5], "cpu": 1.5, "cpu_samples": [2.0, 1.0, 1.5], "p99_samples": [], "cpu_unit": "s/GB",
+            "p50_us": null, "p99_us": null,
             "vs_kernel": 1.5, "vs_underlay": 1.0, "vs_towline": null,
         });
         assert_eq!(json["results"][0], expected);

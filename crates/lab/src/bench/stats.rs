@@ -29,6 +29,9 @@ pub(crate) struct Summary {
     pub(crate) samples: Vec<f64>,
     pub(crate) cpu: f64,
     pub(crate) cpu_samples: Vec<f64>,
+    /// Of each round, where the load measures latencies.
+    #[serde(default)]
+    pub(crate) p99_samples: Vec<f64>,
     #[serde(skip)]
     pub(crate) latency: Option<Latency>,
 }
@@ -44,6 +47,7 @@ pub(crate) fn summarize(samples: &[Sample]) -> Option<Summary> {
         max: values.iter().copied().reduce(f64::max)?,
         cpu: median(samples.iter().map(|sample| sample.cpu))?,
         cpu_samples: samples.iter().map(|sample| sample.cpu).collect(),
+        p99_samples: latencies.iter().map(|latency| latency.p99_us).collect(),
         latency: match (of(|latency| latency.p50_us), of(|latency| latency.p99_us)) {
             (Some(p50_us), Some(p99_us)) => Some(Latency { p50_us, p99_us }),
             _ => None,
@@ -127,6 +131,7 @@ mod tests {
             latency: Some(Latency { p50_us, p99_us }),
         };
         let summary = summarize(&[at(10.0, 90.0), at(30.0, 70.0), at(20.0, 80.0)]).unwrap();
+        assert_eq!(summary.p99_samples, [90.0, 70.0, 80.0]);
         assert_eq!(
             summary.latency,
             Some(Latency {

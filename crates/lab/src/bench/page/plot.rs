@@ -1,5 +1,5 @@
-//! The plot: for each load and path a dot at the median of the rounds' ratios to the kernel's path, on a line from the
-//! lowest to the highest. The axis is logarithmic, so that half and twice lie equally far from one.
+//! The plot: for each load and path a dot at the median of the rounds' ratios to the kernel's path (to the direct way, where
+//! services were measured), on a line from the lowest to the highest. The axis is logarithmic, so that half and twice lie equally far from one.
 //!
 //! SVG without scripts, fonts or parts from elsewhere; it brings its own background, light or dark as its reader prefers.
 
@@ -68,7 +68,16 @@ fn height(lines: &[Line<'_>]) -> f64 {
     lines.iter().map(|_| ROW).sum::<f64>() + GAP
 }
 
-/// Draws what the runs say of every path but the kernel's own.
+/// Whose rates the others' are multiples of.
+pub(super) fn yardstick(runs: &[Report]) -> &'static str {
+    if runs.iter().any(Report::is_of_services) {
+        "the direct way's"
+    } else {
+        "the kernel's"
+    }
+}
+
+/// Draws what the runs say of every path but the one they are compared with.
 pub(super) fn svg(runs: &[Report]) -> String {
     let panels: Vec<Panel<'_>> = runs.iter().flat_map(panels_of).collect();
     let lines = || {
@@ -82,8 +91,9 @@ pub(super) fn svg(runs: &[Report]) -> String {
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\" \
          font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
-         <title>Rates as multiples of the kernel's</title>\n<style>{}@media (prefers-color-scheme: dark) {{{}}}</style>\n\
+         <title>Rates as multiples of {}</title>\n<style>{}@media (prefers-color-scheme: dark) {{{}}}</style>\n\
          <rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\" rx=\"8\"/>\n",
+        yardstick(runs),
         style(LIGHT),
         style(DARK)
     );
@@ -92,11 +102,14 @@ pub(super) fn svg(runs: &[Report]) -> String {
         (MARGIN, 27.0),
         "start",
         "ink head",
-        "Rate, as a multiple of the kernel's in the same round",
+        &format!(
+            "Rate, as a multiple of {} in the same round",
+            yardstick(runs)
+        ),
     );
     legend(&mut out, lines());
     let bottom = height - FOOT;
-    axis.numbers(&mut out, bottom);
+    axis.numbers(&mut out, bottom, yardstick(runs));
     text(
         &mut out,
         (VALUES, TOP + 19.0),
@@ -133,7 +146,9 @@ fn panels_of(run: &Report) -> Vec<Panel<'_>> {
         .into_iter()
         .filter_map(|local| {
             let groups = groups(run, local);
-            let title = if local {
+            let title = if run.is_of_services() {
+                "A service's member, to the direct way over the overlay".to_owned()
+            } else if local {
                 "Two containers of one host, to the kernel's bridge and veth pairs".to_owned()
             } else {
                 format!("Two hosts, to the kernel's VXLAN: {}", super::title(run))
@@ -162,10 +177,12 @@ fn groups(run: &Report, local: bool) -> Vec<(&'static str, Vec<Line<'_>>)> {
     groups
 }
 
-/// The ratios of each round; none of the kernel's own path, and where that was not measured.
+/// The ratios of each round; none of the path that others are compared with, and where that was not measured.
 fn line_of<'a>(run: &Report, row: &'a Row) -> Option<Line<'a>> {
-    let kernels = row.path.kernels();
-    let other = run.row(row.load, kernels).filter(|_| row.path != kernels)?;
+    let yardstick = run.yardstick(row.path);
+    let other = run
+        .row(row.load, yardstick)
+        .filter(|_| row.path != yardstick)?;
     let samples = row.summary.samples.iter().zip(&other.summary.samples);
     let ratios: Vec<f64> = samples
         .filter_map(|(own, other)| stats::ratio(*own, Some(*other)))
@@ -221,7 +238,7 @@ impl Axis {
         }
     }
 
-    fn numbers(&self, out: &mut String, bottom: f64) {
+    fn numbers(&self, out: &mut String, bottom: f64, yardstick: &str) {
         for tick in self.ticks() {
             let class = if tick == 1.0 { "ink" } else { "weak" };
             let place = (self.x(tick), bottom + 16.0);
@@ -232,7 +249,7 @@ impl Axis {
             (f64::midpoint(LEFT, RIGHT), bottom + 34.0),
             "middle",
             "weak",
-            "kernel = 1; logarithmic; more is better",
+            &format!("{yardstick} = 1; logarithmic; more is better"),
         );
     }
 
@@ -274,7 +291,11 @@ impl Axis {
 /// What a path's marks look like.
 const fn class_of(path: PathKind) -> &'static str {
     match path {
-        PathKind::Towline | PathKind::Local | PathKind::Vip | PathKind::Ingress => "own",
+        PathKind::Towline
+        | PathKind::Local
+        | PathKind::Vip
+        | PathKind::Ingress
+        | PathKind::Apart => "own",
         PathKind::Plain => "plain",
         PathKind::Underlay | PathKind::Kernel | PathKind::LocalKernel | PathKind::Dnat => "other",
         PathKind::Ovs | PathKind::Tinc | PathKind::Fastd | PathKind::WireguardGo => "peer",
@@ -323,6 +344,7 @@ fn legend<'a>(out: &mut String, lines: impl Iterator<Item = &'a Line<'a>>) {
             "own" => ("Towline", 92.0),
             "plain" => ("Towline, plain backend", 182.0),
             "peer" => ("others", 76.0),
+            _ if path == PathKind::Dnat => ("plain nftables", 130.0),
             _ => ("underlay without an overlay", 216.0),
         };
         mark(out, path, (x, Y));
@@ -377,7 +399,7 @@ fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, class: &str, words: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::page::tests::runs;
+    use crate::bench::page::tests::{run_of_services, runs};
 
     #[test]
     fn every_path_but_the_kernels_has_a_line_and_a_mark() {
@@ -395,6 +417,17 @@ mod tests {
         );
         assert!(picture.contains(">0.95   3.80 Gbit/s<"), "{picture}");
         assert!(!picture.contains("NaN") && !picture.contains("inf"));
+    }
+
+    #[test]
+    fn ways_to_a_service_are_measured_by_the_direct_way() {
+        let picture = svg(&[run_of_services()]);
+        assert!(
+            picture.contains("multiple of the direct way's"),
+            "{picture}"
+        );
+        assert!(picture.contains(">0.80   3.20 Gbit/s<"), "{picture}");
+        assert!(!picture.contains("kernel"), "{picture}");
     }
 
     #[test]

@@ -22,13 +22,17 @@ enum What {
     Rate,
     /// CPU time for each unit of work: the less, the better.
     Cpu,
+    /// The latency that one of a hundred exceeds: the less, the better.
+    P99,
 }
 
 struct Target {
     wire: Wire,
     load: Load,
     what: What,
-    /// What Towline is compared with.
+    /// Which of Towline's paths.
+    own: PathKind,
+    /// What it is compared with.
     against: PathKind,
     floor: f64,
     goal: f64,
@@ -39,6 +43,7 @@ const fn rate(wire: Wire, load: Load, floor: f64, goal: f64) -> Target {
         wire,
         load,
         what: What::Rate,
+        own: PathKind::Towline,
         against: PathKind::Kernel,
         floor,
         goal,
@@ -50,6 +55,7 @@ const fn cpu(load: Load) -> Target {
         wire: Wire::Mtu,
         load,
         what: What::Cpu,
+        own: PathKind::Towline,
         against: PathKind::Kernel,
         floor: 1.7,
         goal: 1.6,
@@ -61,13 +67,44 @@ const fn offloads(load: Load) -> Target {
         wire: Wire::Mtu,
         load,
         what: What::Rate,
+        own: PathKind::Towline,
         against: PathKind::Plain,
         floor: 4.5,
         goal: 4.5,
     }
 }
 
-const TARGETS: [Target; 12] = [
+/// A way to a service's member.
+const fn service(own: PathKind, load: Load, what: What) -> Target {
+    let limit = match what {
+        What::Rate => 0.9,
+        What::Cpu | What::P99 => 1.3,
+    };
+    Target {
+        wire: Wire::Mtu,
+        load,
+        what,
+        own,
+        against: PathKind::Towline,
+        floor: limit,
+        goal: limit,
+    }
+}
+
+/// What uses no service, on a network with services.
+const fn beside(load: Load) -> Target {
+    Target {
+        wire: Wire::Mtu,
+        load,
+        what: What::Rate,
+        own: PathKind::Towline,
+        against: PathKind::Apart,
+        floor: 0.97,
+        goal: 1.0,
+    }
+}
+
+const TARGETS: [Target; 20] = [
     rate(Wire::Mtu, Load::Tcp1, 0.9, 1.0),
     rate(Wire::Mtu, Load::Tcp4, 0.8, 0.9),
     cpu(Load::Tcp1),
@@ -80,6 +117,14 @@ const TARGETS: [Target; 12] = [
     rate(Wire::Gso, Load::Tcp4, 0.6, 0.7),
     offloads(Load::Tcp1),
     offloads(Load::Tcp4),
+    service(PathKind::Vip, Load::Tcp1, What::Rate),
+    service(PathKind::Ingress, Load::Tcp1, What::Rate),
+    service(PathKind::Vip, Load::Rr, What::P99),
+    service(PathKind::Ingress, Load::Rr, What::P99),
+    service(PathKind::Vip, Load::Conn, What::P99),
+    service(PathKind::Ingress, Load::Conn, What::P99),
+    beside(Load::Tcp1),
+    beside(Load::Rr),
 ];
 
 /// One line for each target that was measured, over the IPv4 underlay.
@@ -102,8 +147,9 @@ impl Target {
         let samples = |row: &Row| match self.what {
             What::Rate => row.summary.samples.clone(),
             What::Cpu => row.summary.cpu_samples.clone(),
+            What::P99 => row.summary.p99_samples.clone(),
         };
-        let own = samples(run.row(self.load, PathKind::Towline)?);
+        let own = samples(run.row(self.load, self.own)?);
         let other = samples(run.row(self.load, self.against)?);
         Some(
             own.iter()
@@ -116,7 +162,7 @@ impl Target {
     fn line(&self, [lower, median, upper]: [f64; 3]) -> Vec<String> {
         let (reached, holds, sign) = match self.what {
             What::Rate => (median >= self.goal, upper >= self.floor, ""),
-            What::Cpu => (median <= self.goal, lower <= self.floor, "≤ "),
+            What::Cpu | What::P99 => (median <= self.goal, lower <= self.floor, "≤ "),
         };
         let verdict = match (reached, holds) {
             (true, _) => "reached",
@@ -124,15 +170,21 @@ impl Target {
             _ => "missed",
         };
         let mut name = self.load.name().to_owned();
-        if self.what == What::Cpu {
-            name.push_str(", CPU");
-        }
+        name.push_str(match self.what {
+            What::Rate => "",
+            What::Cpu => ", CPU",
+            What::P99 => ", p99",
+        });
         if self.wire == Wire::Gso {
             name.push_str(", 64 KiB on the wire");
         }
-        if self.against == PathKind::Plain {
-            name.push_str(", to plain");
-        }
+        name.push_str(match (self.own, self.against) {
+            (PathKind::Vip, _) => ", by virtual address, to direct",
+            (PathKind::Ingress, _) => ", by a published port, to direct",
+            (_, PathKind::Plain) => ", to plain",
+            (_, PathKind::Apart) => ", beside services, to a network without any",
+            _ => "",
+        });
         vec![
             name,
             format!("{sign}{}", self.floor),
@@ -147,7 +199,7 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::page::tests::{run_of, runs};
+    use crate::bench::page::tests::{run_of, run_of_services, runs};
 
     fn verdict(target: &Target, quartiles: [f64; 3]) -> String {
         target.line(quartiles).pop().unwrap()
@@ -186,5 +238,37 @@ mod tests {
         assert_eq!(lines[0][3..], ["0.95", "0.95 - 0.95", "holds"]);
         assert_eq!(lines[6][5], "missed");
         assert!(super::lines(&[run_of(Wire::Mtu, &[(PathKind::Towline, 1.0)])]).is_empty());
+    }
+
+    #[test]
+    fn ways_to_a_service_are_judged_by_the_direct_way() {
+        let lines = lines(&[run_of_services()]);
+        let verdicts: Vec<[&str; 2]> = lines
+            .iter()
+            .map(|line| [line[0].as_str(), line[5].as_str()])
+            .collect();
+        assert_eq!(
+            verdicts,
+            [
+                ["TCP, 1 stream, by virtual address, to direct", "reached"],
+                ["TCP, 1 stream, by a published port, to direct", "missed"],
+                [
+                    "TCP request/response, p99, by virtual address, to direct",
+                    "reached"
+                ],
+                [
+                    "TCP request/response, p99, by a published port, to direct",
+                    "reached"
+                ],
+                [
+                    "TCP, 1 stream, beside services, to a network without any",
+                    "reached"
+                ],
+                [
+                    "TCP request/response, beside services, to a network without any",
+                    "reached"
+                ],
+            ]
+        );
     }
 }

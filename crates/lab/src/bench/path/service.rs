@@ -1,4 +1,5 @@
-//! A service with one member, and the ways to it: its virtual address, a published port, and a rule of plain nftables.
+//! A service with one member, and the ways to it: its virtual address, a published port, and a rule of plain nftables; and
+//! two containers of a network that has no services, to see what services cost those who use none.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -22,6 +23,8 @@ use crate::{NETWORK, up};
 const SERVICE: &str = "lab-bench";
 /// The table of the rule that a host's owner would write.
 const TABLE: &str = "lab-bench-dnat";
+/// The network without services.
+const APART: &str = "lab-bench-apart";
 /// What that rule's ports are above the member's.
 const DNAT_OFFSET: u16 = 1000;
 /// How long the member may take to serve.
@@ -80,16 +83,10 @@ pub(super) fn make(
             (client, ipv4(&service.vips)?, 0)
         }
         PathKind::Dnat => {
-            let containers: Vec<Container> = hosts[1].ask(&["ps"])?;
-            let mut ports = containers
-                .into_iter()
-                .filter(|container| container.name == member)
-                .flat_map(|container| container.endpoints);
-            let port = ports.find(|port| port.network == "ingress");
-            let port = port.context("the member is not on the ingress network")?;
-            let same_family = port.ips.iter().find(|ip| ip.is_ipv4() == entry.is_ipv4());
+            let ips = addresses(&hosts[1], &member, "ingress")?;
+            let same_family = ips.into_iter().find(|ip| ip.is_ipv4() == entry.is_ipv4());
             let ip = same_family.context("the member has no address of the underlay's family")?;
-            plain_rule(&Netns::open(&hosts[0].name)?, *ip)?;
+            plain_rule(&Netns::open(&hosts[0].name)?, ip)?;
             (lab.of(Role::Outside), entry, DNAT_OFFSET)
         }
         _ => (lab.of(Role::Outside), entry, 0),
@@ -109,6 +106,47 @@ pub(super) fn make(
         agents: Some(lab_agents(lab, state)?),
         helpers: Helpers::default(),
     })
+}
+
+/// A container's addresses on one of its networks.
+fn addresses(host: &Host, container: &str, network: &str) -> anyhow::Result<Vec<IpAddr>> {
+    let containers: Vec<Container> = host.ask(&["ps"])?;
+    let mut ports = containers
+        .into_iter()
+        .filter(|known| known.name == container)
+        .flat_map(|known| known.endpoints);
+    let port = ports.find(|port| port.network == network);
+    let port = port.with_context(|| format!("{container} is not on the network {network}"))?;
+    Ok(port.ips)
+}
+
+/// Two containers of a network of their own, one on each of the first two hosts.
+pub(super) fn make_apart(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<Path> {
+    let hosts = open_hosts(lab, folder, Kind::Host)?;
+    let containers = apart(lab, state);
+    hosts[0].towline(&["network", "create", APART])?;
+    for (host, container) in hosts.iter().zip(&containers) {
+        up::run_container(host, container, APART)?;
+    }
+    let [client, server] = containers;
+    let address = addresses(&hosts[1], &server, APART)?;
+    let address = *address.first().context("a container has no address")?;
+    Ok(Path {
+        kind: PathKind::Apart,
+        client: Netns::open(&client)?,
+        server: Netns::open(&server)?,
+        address,
+        bind: address,
+        port_offset: 0,
+        agents: Some(lab_agents(lab, state)?),
+        helpers: Helpers::default(),
+    })
+}
+
+/// Their names: behind the service's member.
+fn apart(lab: &LabName, state: &State) -> [String; 2] {
+    let index = state.settings.containers + 2;
+    [1, 2].map(|host| lab.of(Role::Container(Kind::Host, host, index)))
 }
 
 fn start(hosts: &[Host], member: &str) -> anyhow::Result<Service> {
@@ -205,9 +243,23 @@ fn nft(host: &Netns, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the service, its member and the rule away, as far as they are there.
-pub(in crate::bench) fn take_down(lab: &LabName, folder: &Folder) -> anyhow::Result<()> {
+/// Takes away the service, its member, the rule and the network without services, as far as they are there.
+pub(in crate::bench) fn take_down(
+    lab: &LabName,
+    folder: &Folder,
+    state: &State,
+) -> anyhow::Result<()> {
     let hosts = open_hosts(lab, folder, Kind::Host)?;
+    if hosts[0]
+        .ask::<serde_json::Value>(&["network", "inspect", APART])
+        .is_ok()
+    {
+        for (host, container) in hosts.iter().zip(apart(lab, state)) {
+            // Not there yet when the bench was killed early: the network's removal says what is wrong if it is.
+            let _ = host.towline(&["rm", "-f", &container]);
+        }
+        hosts[0].towline(&["network", "rm", APART])?;
+    }
     let Ok(found) = hosts[0].ask::<Vec<Service>>(&["service", "inspect", SERVICE]) else {
         return Ok(());
     };
