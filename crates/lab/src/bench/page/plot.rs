@@ -249,7 +249,7 @@ impl Axis {
             (f64::midpoint(LEFT, RIGHT), bottom + 34.0),
             "middle",
             "weak",
-            &format!("{yardstick} = 1; logarithmic; more is better"),
+            &format!("1 = {yardstick}; logarithmic; more is better"),
         );
     }
 
