@@ -52,7 +52,10 @@ pub use host::{HostId, HostInfo, HostView};
 pub use join::{JoinError, join};
 pub use lease::{LEASE_TIME, LeaseError, Leased};
 pub use manager::Lasts;
-pub use network::{Addressing, Endpoint, MacMode, Network, NetworkSpec, is_valid_name, quote};
+pub use network::{
+    Addressing, Endpoint, MacMode, Network, NetworkSpec, dns_ttl, is_valid_name, not_attachable,
+    quote,
+};
 pub use pki::{Authority, Identity, Role, WallClock};
 pub use request::{
     ClusterInfo, ControlStatus, EndpointState, EndpointView, Event, Inspection, MemberView,

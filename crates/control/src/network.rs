@@ -39,6 +39,15 @@ pub struct NetworkSpec {
     /// Whether it carries published ports between hosts: one network of a cluster does.
     #[serde(default)]
     pub ingress: bool,
+    /// Whether it leads nowhere else: containers on such networks alone have no place on the gateway bridge.
+    #[serde(default)]
+    pub internal: bool,
+    /// Whether containers may join that are members of no service.
+    #[serde(default = "attachable")]
+    pub attachable: bool,
+    /// How long whoever asks for a name of it may keep the answer, in seconds (the TTL of RFC 1035 §3.2.1).
+    #[serde(default = "dns_ttl")]
+    pub dns_ttl: u32,
     /// Its VNI; `None`: the next free one from 4096.
     pub vni: Option<Vni>,
     /// Its MTU in bytes; `None`: the smallest link MTU of all hosts less the overhead.
@@ -65,6 +74,9 @@ impl NetworkSpec {
             ipv6: false,
             addressing: Addressing::default(),
             ingress: false,
+            internal: false,
+            attachable: attachable(),
+            dns_ttl: dns_ttl(),
             vni: None,
             mtu: None,
             settings: WireSettings::default(),
@@ -72,6 +84,20 @@ impl NetworkSpec {
             options: BTreeMap::new(),
         }
     }
+}
+
+/// The longest time an answer with a name may be kept, in seconds.
+pub(crate) const DNS_TTL_MAX: u32 = 3600;
+
+/// What a network is where nobody has said: also one of a store that knew nothing of it.
+fn attachable() -> bool {
+    true
+}
+
+/// The time an answer with a name may be kept where nobody has said, in seconds.
+#[must_use]
+pub fn dns_ttl() -> u32 {
+    5
 }
 
 /// How a network's endpoints get their addresses.
@@ -134,6 +160,15 @@ pub struct Network {
     /// Whether it carries published ports between hosts.
     #[serde(default)]
     pub ingress: bool,
+    /// Whether it leads nowhere else: containers on such networks alone have no place on the gateway bridge.
+    #[serde(default)]
+    pub internal: bool,
+    /// Whether containers may join that are members of no service.
+    #[serde(default = "attachable")]
+    pub attachable: bool,
+    /// How long whoever asks for a name of it may keep the answer, in seconds.
+    #[serde(default = "dns_ttl")]
+    pub dns_ttl: u32,
     /// Labels of the user.
     pub labels: BTreeMap<String, String>,
     /// Driver options.
@@ -142,6 +177,16 @@ pub struct Network {
     pub created: u64,
     /// The epoch of its making: orders it against a later network with the same VNI.
     pub epoch: Epoch,
+}
+
+/// Why a container that is a member of no service has no place on a network that is not attachable, in Docker's words.
+#[must_use]
+pub fn not_attachable(network: &Network) -> String {
+    format!(
+        "network {} not manually attachable: only members of services may join it ('towline run --service'), \
+         or make it anew without --attachable=false",
+        network.name
+    )
 }
 
 /// One container's place in a network.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use control::manager::{Connection, GRACE, Manager, Output, Settings};
 use control::message::{ToAgent, ToManager};
+use control::service::ServiceSpec;
 use control::{
     AddressPool, Addressing, Endpoint, EndpointState, Epoch, HostId, MacMode, MemoryStore, Network,
     NetworkDetails, NetworkSpec, Request, Response, Store,
@@ -425,6 +426,21 @@ fn wishes_that_contradict_themselves_change_nothing() {
             },
             "a rest of 1000000 s is too long",
         ),
+        (
+            NetworkSpec {
+                dns_ttl: 3601,
+                ..spec("10.9.0.0/24")
+            },
+            "dns-ttl=3601 is too long: at most 3600 s",
+        ),
+        (
+            NetworkSpec {
+                ingress: true,
+                internal: true,
+                ..spec("10.9.0.0/24")
+            },
+            "the network of published ports can't be internal",
+        ),
         (spec("0.0.0.0/31"), "subnet size is out of range: 31"),
         (
             spec("192.0.2.0/25"),
@@ -436,4 +452,65 @@ fn wishes_that_contradict_themselves_change_nothing() {
     }
     let stored: BTreeMap<String, String> = bench.store.load().unwrap();
     assert!(stored.keys().all(|key| !key.starts_with("network/")));
+}
+
+#[test]
+fn a_network_that_is_not_attachable_takes_members_of_services_alone() {
+    let mut bench = Bench::start(1, "");
+    let wanted = NetworkSpec {
+        attachable: false,
+        ..spec("10.9.0.0/24")
+    };
+    let network = bench.create(wanted).unwrap();
+    let refused = bench.allocate(1, "c1").unwrap_err();
+    assert!(
+        refused.contains("network net1 not manually attachable"),
+        "{refused}"
+    );
+    // A host that lies gets no further: an endpoint that the store never issued is taken in for a member alone.
+    let lie = Endpoint {
+        vni: network.vni,
+        container: "c1".to_owned(),
+        mac: "02:01:0a:09:00:09".parse().unwrap(),
+        ips: vec!["10.9.0.9".parse().unwrap()],
+        epoch: Epoch::new(network.epoch.generation(), network.epoch.counter() + 1),
+        member: None,
+    };
+    bench
+        .ask(1, Request::CreateService(ServiceSpec::named("web", "net1")))
+        .unwrap();
+    let publish = ToManager::Publish {
+        endpoint: lie,
+        owner_seq: 1,
+        state: EndpointState::Up,
+    };
+    bench.say(1, publish);
+    assert!(bench.details().endpoints.is_empty());
+    let member = Request::Allocate {
+        network: "net1".to_owned(),
+        container: "c1".to_owned(),
+        ips: Vec::new(),
+        mac: None,
+        service: Some("web".to_owned()),
+        weight: None,
+    };
+    assert!(matches!(
+        bench.ask(1, member).unwrap(),
+        Response::Endpoint(_)
+    ));
+}
+
+#[test]
+fn a_network_of_before_there_were_internal_ones_is_as_it_was() {
+    let mut bench = Bench::start(1, "");
+    let network = bench.create(spec("10.9.0.0/24")).unwrap();
+    let mut old = serde_json::to_value(&network).unwrap();
+    let fields = old.as_object_mut().unwrap();
+    for new in ["internal", "attachable", "dns_ttl"] {
+        fields.remove(new).unwrap();
+    }
+    let read: Network = serde_json::from_value(old).unwrap();
+    assert_eq!(read, network);
+    assert!(!read.internal && read.attachable);
+    assert_eq!(read.dns_ttl, 5);
 }

@@ -10,7 +10,7 @@ use super::{Connection, Manager};
 use crate::epoch::Epoch;
 use crate::host::HostId;
 use crate::message::{OwnedEndpoint, ToAgent};
-use crate::network::{Endpoint, is_valid_name, quote};
+use crate::network::{Endpoint, is_valid_name, not_attachable, quote};
 use crate::request::{EndpointState, Response};
 use crate::row::{Row, State as RowState};
 use crate::service::Membership;
@@ -81,6 +81,9 @@ impl Manager {
                 "network {} carries published ports and takes no containers: choose another network",
                 state.network.name
             ));
+        }
+        if !state.network.attachable && member.is_none() && is_valid_name(&container) {
+            return Err(not_attachable(&state.network));
         }
         let network = state.network.clone();
         if let Some(held) = state
@@ -265,6 +268,9 @@ impl Manager {
             && self
                 .check_holder(network, &endpoint.container, host)
                 .is_ok()
+            && (network.attachable
+                || endpoint.member.is_some()
+                || !is_valid_name(&endpoint.container))
             && (1..=2).contains(&endpoint.ips.len())
             && endpoint.ips.iter().all(|ip| {
                 let newer = state.table.row(*ip).is_none_or(|row| {

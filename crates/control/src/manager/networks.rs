@@ -14,7 +14,9 @@ use super::subnets::overlap;
 use crate::allocator;
 use crate::events::Action;
 use crate::host::HostId;
-use crate::network::{Addressing, Endpoint, MacMode, Network, NetworkSpec, is_valid_name, quote};
+use crate::network::{
+    Addressing, DNS_TTL_MAX, Endpoint, MacMode, Network, NetworkSpec, is_valid_name, quote,
+};
 use crate::request::{EndpointView, NetworkDetails, Response};
 use crate::row::State as RowState;
 use crate::subnet::Subnet;
@@ -50,6 +52,7 @@ impl Manager {
         }
         check_size([&spec.labels, &spec.options])?;
         check_addressing(&spec)?;
+        check_kind(&spec)?;
         let subnets = self.choose_subnets(&spec, routes_in_use, asking)?;
         let has_v6 = subnets
             .iter()
@@ -81,6 +84,9 @@ impl Manager {
             settings: spec.settings,
             addressing: spec.addressing,
             ingress: spec.ingress,
+            internal: spec.internal,
+            attachable: spec.attachable,
+            dns_ttl: spec.dns_ttl,
             labels: spec.labels,
             options: spec.options,
             created: self.unix_seconds(now),
@@ -216,6 +222,7 @@ impl Manager {
             && check_size([&network.labels, &network.options]).is_ok()
             && self.check_network(network).is_ok()
             && network.addressing.rest_seconds <= REST_MAX
+            && network.dns_ttl <= DNS_TTL_MAX
             && !network.subnets.is_empty()
             && network.subnets.iter().all(Subnet::is_valid)
             && self.state.networks.values().all(|known| {
@@ -334,6 +341,23 @@ fn check_addressing(spec: &NetworkSpec) -> Result<(), String> {
     if mac == MacMode::Docker && only_v6 {
         return Err(
             "mac=docker makes MAC addresses of IPv4 addresses: give an IPv4 --subnet too"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// Whether what was asked for goes together.
+fn check_kind(spec: &NetworkSpec) -> Result<(), String> {
+    if spec.dns_ttl > DNS_TTL_MAX {
+        return Err(format!(
+            "dns-ttl={} is too long: at most {DNS_TTL_MAX} s",
+            spec.dns_ttl
+        ));
+    }
+    if spec.ingress && spec.internal {
+        return Err(
+            "the network of published ports can't be internal: leave --internal or --ingress out"
                 .to_owned(),
         );
     }

@@ -32,6 +32,9 @@ pub(super) fn create(agent: &Agent, wanted: NetworkCreate) -> anyhow::Result<Net
         ipv6: wanted.ipv6,
         addressing: wanted.addressing,
         ingress: wanted.ingress,
+        internal: wanted.internal,
+        attachable: wanted.attachable,
+        dns_ttl: wanted.dns_ttl,
         vni,
         mtu: wanted.mtu,
         settings: wanted.settings,
@@ -58,18 +61,36 @@ pub(super) fn list(agent: &Agent) -> anyhow::Result<Vec<NetworkSummary>> {
     let Response::Networks(networks) = agent.member()?.control.request(Request::Networks)? else {
         return Err(unexpected());
     };
-    Ok(networks
-        .into_iter()
-        .map(|network| NetworkSummary {
-            id: network.id,
-            name: network.name,
-            driver: DRIVER.to_owned(),
-            scope: SCOPE.to_owned(),
-            vni: network.vni.get(),
-            mtu: network.mtu,
-            subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),
-        })
-        .collect())
+    Ok(networks.into_iter().map(summary).collect())
+}
+
+fn summary(network: control::Network) -> NetworkSummary {
+    let (ipv4, ipv6) = families(&network);
+    NetworkSummary {
+        id: network.id,
+        name: network.name,
+        driver: DRIVER.to_owned(),
+        scope: SCOPE.to_owned(),
+        vni: network.vni.get(),
+        mtu: network.mtu,
+        subnets: network.subnets.iter().map(|subnet| subnet.net).collect(),
+        ipv4,
+        ipv6,
+        internal: network.internal,
+        attachable: network.attachable,
+        ingress: network.ingress,
+        labels: network.labels,
+        created: network.created,
+    }
+}
+
+/// Whether a network has IPv4 subnets, and IPv6 ones.
+fn families(network: &control::Network) -> (bool, bool) {
+    let has = |v4| {
+        let mut subnets = network.subnets.iter();
+        subnets.any(|subnet| subnet.net.addr().is_ipv4() == v4)
+    };
+    (has(true), has(false))
 }
 
 /// One network with all that is in it.
@@ -156,6 +177,7 @@ pub(super) fn routes_in_use(agent: &Agent) -> anyhow::Result<Vec<IpNet>> {
 
 fn shown(details: NetworkDetails) -> Network {
     let network = details.network;
+    let (ipv4, ipv6) = families(&network);
     Network {
         id: network.id,
         name: network.name,
@@ -180,6 +202,12 @@ fn shown(details: NetworkDetails) -> Network {
             .collect(),
         addressing: network.addressing,
         settings: network.settings,
+        ipv4,
+        ipv6,
+        internal: network.internal,
+        attachable: network.attachable,
+        ingress: network.ingress,
+        dns_ttl: network.dns_ttl,
         created: network.created,
         labels: network.labels,
         endpoints: details

@@ -243,6 +243,12 @@ pub(crate) struct NetworkCreate {
     /// Whether it carries published ports.
     #[serde(default)]
     pub(crate) ingress: bool,
+    /// Whether it leads nowhere else.
+    pub(crate) internal: bool,
+    /// Whether containers may join that are members of no service.
+    pub(crate) attachable: bool,
+    /// How long an answer with a name of it may be kept, in seconds.
+    pub(crate) dns_ttl: u32,
     /// Its VNI; none: the next free one from 4096.
     pub(crate) vni: Option<u32>,
     /// Its MTU in bytes; none: as large as the hosts' links allow.
@@ -270,6 +276,20 @@ pub(crate) struct NetworkSummary {
     pub(crate) mtu: u16,
     /// Its subnets.
     pub(crate) subnets: Vec<IpNet>,
+    /// Whether it has an IPv4 subnet.
+    pub(crate) ipv4: bool,
+    /// Whether it has an IPv6 subnet.
+    pub(crate) ipv6: bool,
+    /// Whether it leads nowhere else.
+    pub(crate) internal: bool,
+    /// Whether containers may join that are members of no service.
+    pub(crate) attachable: bool,
+    /// Whether it carries published ports.
+    pub(crate) ingress: bool,
+    /// Labels.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
 }
 
 /// A network as `network inspect` shows it.
@@ -294,6 +314,18 @@ pub(crate) struct Network {
     /// Which frames it carries, and what their outer headers say.
     #[serde(flatten)]
     pub(crate) settings: WireSettings,
+    /// Whether it has an IPv4 subnet.
+    pub(crate) ipv4: bool,
+    /// Whether it has an IPv6 subnet.
+    pub(crate) ipv6: bool,
+    /// Whether it leads nowhere else.
+    pub(crate) internal: bool,
+    /// Whether containers may join that are members of no service.
+    pub(crate) attachable: bool,
+    /// Whether it carries published ports.
+    pub(crate) ingress: bool,
+    /// How long an answer with a name of it may be kept, in seconds.
+    pub(crate) dns_ttl: u32,
     /// Seconds since 1970.
     pub(crate) created: u64,
     /// Labels.

@@ -85,6 +85,8 @@ Settings (--opt):
   mac=epoch|docker         MAC addresses: new ones for a reused address, or made of the IPv4 address
                            alone [default: epoch]
   address-rest=SECONDS     how long a freed address rests [default: 10]
+  dns-ttl=SECONDS          how long an answer with a name of this network may be kept, 0 to 3600
+                           [default: 5]
 
 Example: towline network create -d overlay --subnet 10.0.9.0/24 myoverlay
          towline network create --opt vlan=pass --opt dscp=uniform trunk";
@@ -133,8 +135,9 @@ pub(crate) struct CreateArgs {
     /// A label, KEY=VALUE; once per label
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
-    /// As in Docker: any container may always attach
-    #[arg(long)]
+    /// Let any container attach; with --attachable=false only members of services may
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     attachable: bool,
     /// Print the network as JSON instead of its id
     #[arg(long)]
@@ -256,6 +259,9 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
         ipv6: args.ipv6,
         addressing: options.addressing,
         ingress: args.ingress,
+        internal: args.refused.internal,
+        attachable: args.attachable,
+        dns_ttl: options.dns_ttl,
         vni: args.vni,
         mtu: options.mtu,
         settings: options.settings,

@@ -85,6 +85,9 @@ impl Source {
         part: Option<(&Service, u16)>,
     ) -> anyhow::Result<Endpoint> {
         if let Self::Block(_) = self {
+            if !network.attachable && part.is_none() {
+                bail!(control::not_attachable(network));
+            }
             if mac.is_some() {
                 bail!(
                     "no manager answers, and a MAC address comes with each leased address: leave --mac out, \

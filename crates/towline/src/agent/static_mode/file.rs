@@ -8,7 +8,7 @@ use std::num::NonZeroU8;
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
-use control::{Addressing, Endpoint, Epoch, HostId, HostInfo, Network, Subnet, allocator};
+use control::{Addressing, Endpoint, Epoch, HostId, HostInfo, Network, Subnet, allocator, dns_ttl};
 use ipnet::IpNet;
 use serde::Deserialize;
 use vtep::settings::{Dscp, Vlan, WireSettings};
@@ -279,6 +279,9 @@ impl NetworkEntry {
             },
             addressing: Addressing::default(),
             ingress: false,
+            internal: false,
+            attachable: true,
+            dns_ttl: dns_ttl(),
             labels: BTreeMap::new(),
             options: BTreeMap::new(),
             created: 0,

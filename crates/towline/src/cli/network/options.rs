@@ -7,10 +7,10 @@ use control::{Addressing, MacMode};
 use vtep::settings::{SettingError, WireSettings};
 
 /// The keys, for whoever gives another.
-const KEYS: &str = "mtu, vlan, flood, dscp, ttl, udp-checksum, mac, address-rest";
+const KEYS: &str = "mtu, vlan, flood, dscp, ttl, udp-checksum, mac, address-rest, dns-ttl";
 
 /// The settings of a new network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Options {
     /// How addresses are given.
     pub(super) addressing: Addressing,
@@ -18,6 +18,19 @@ pub(super) struct Options {
     pub(super) settings: WireSettings,
     /// The MTU of the containers' interfaces, in bytes.
     pub(super) mtu: Option<u16>,
+    /// How long an answer with a name of it may be kept, in seconds.
+    pub(super) dns_ttl: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            addressing: Addressing::default(),
+            settings: WireSettings::default(),
+            mtu: None,
+            dns_ttl: control::dns_ttl(),
+        }
+    }
 }
 
 impl Options {
@@ -58,13 +71,8 @@ impl Options {
                     bail!("the MTU was given twice: give it once");
                 }
             }
-            "address-rest" => {
-                self.addressing.rest_seconds = value.parse().map_err(|_| {
-                    anyhow::anyhow!(
-                        "invalid option address-rest={value}: it is a number of seconds"
-                    )
-                })?;
-            }
+            "address-rest" => self.addressing.rest_seconds = seconds(key, value)?,
+            "dns-ttl" => self.dns_ttl = seconds(key, value)?,
             _ => match self.settings.set(key, value) {
                 Err(SettingError::Unknown(_)) => {
                     bail!("unknown option '{key}': the keys are {KEYS}")
@@ -74,6 +82,11 @@ impl Options {
         }
         Ok(())
     }
+}
+
+fn seconds(key: &str, value: &str) -> anyhow::Result<u32> {
+    let number = value.parse();
+    number.map_err(|_| anyhow::anyhow!("invalid option {key}={value}: it is a number of seconds"))
 }
 
 #[cfg(test)]
@@ -90,6 +103,7 @@ mod tests {
         let options = parse(&["mac=docker", "address-rest=30"]).expect("settings");
         assert_eq!(options.addressing.mac, MacMode::Docker);
         assert_eq!(options.addressing.rest_seconds, 30);
+        assert_eq!(parse(&["dns-ttl=0"]).expect("a setting").dns_ttl, 0);
         let options = parse(&["vlan=pass", "udp-checksum=false"]).expect("settings");
         assert!(!options.settings.udp_checksum && options.settings.flood);
         let options = parse(&["com.docker.network.driver.mtu=1400"]).expect("Docker's name");
@@ -104,6 +118,7 @@ mod tests {
             (&["mac=random"], "'epoch' or 'docker'"),
             (&["mac=docker", "mac=epoch"], "twice"),
             (&["address-rest=-1"], "number of seconds"),
+            (&["dns-ttl=soon"], "number of seconds"),
             (&["flood=true", "flood=false"], "twice"),
             (&["ttl=0"], "1 to 255"),
             (&["encrypted=true"], "unknown option 'encrypted'"),
