@@ -242,6 +242,7 @@ mod tests {
             state,
             mac: mac(Epoch::new(1, *epoch), &[ip]),
             member: None,
+            names: None,
         };
         assert!(table.apply(row, &mut Vec::new()));
     }

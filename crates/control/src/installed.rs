@@ -229,6 +229,7 @@ mod tests {
                     state: if n == 3 { State::Down } else { State::Up },
                     mac: MacAddr::new([2, 0, 0, 0, 0, n]),
                     member: None,
+                    names: None,
                 },
                 &mut Vec::new(),
             );

@@ -31,6 +31,7 @@ mod lease;
 mod limits;
 pub mod manager;
 pub mod message;
+pub mod names;
 pub mod network;
 pub mod pki;
 pub mod request;
@@ -52,6 +53,7 @@ pub use host::{HostId, HostInfo, HostView};
 pub use join::{JoinError, join};
 pub use lease::{LEASE_TIME, LeaseError, Leased};
 pub use manager::Lasts;
+pub use names::Names;
 pub use network::{
     Addressing, Endpoint, MacMode, Network, NetworkSpec, dns_ttl, is_valid_name, not_attachable,
     quote,

@@ -62,10 +62,10 @@ pub const HEARTBEAT: Duration = Duration::from_millis(500);
 pub const GRACE: Duration = Duration::from_secs(10);
 /// A connection that says nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
-/// Rows in one message, about 60 bytes each: far below the largest message.
-const ROWS_PER_MESSAGE: usize = 4096;
-/// Hosts, endpoints or names in one message, below 500 bytes each.
+/// Hosts or names in one message, below 500 bytes each.
 const ITEMS_PER_MESSAGE: usize = 1024;
+/// Endpoints in one message, below 2,000 bytes each.
+const ENDPOINTS_PER_MESSAGE: usize = 256;
 /// Networks that one host may follow.
 const SUBSCRIPTIONS_MAX: usize = 4096;
 

@@ -15,7 +15,7 @@ use crate::host::HostId;
 use crate::network::Endpoint;
 use crate::request::EndpointState;
 
-mod rows;
+pub(crate) mod rows;
 mod to_agent;
 mod to_manager;
 mod wire;
@@ -112,6 +112,7 @@ fn parse<'de, T: Deserialize<'de>>(
 mod tests {
     use proptest::prelude::*;
 
+    use std::sync::Arc;
     use std::time::Duration;
 
     use bytes::Bytes;
@@ -122,6 +123,7 @@ mod tests {
     use crate::epoch::Epoch;
     use crate::host::HostInfo;
     use crate::installed::{Digest, Entry};
+    use crate::names::Names;
     use crate::request::Request;
     use crate::row::{Row, State};
     use crate::service::{Membership, Service, ServiceSpec};
@@ -143,6 +145,13 @@ mod tests {
                 service: Epoch::new(1, n.into()),
                 weight: u16::from(n),
                 serving: n.is_multiple_of(2),
+            }),
+            names: (n % 7 == 4).then(|| {
+                Arc::new(Names {
+                    container: format!("c{n}"),
+                    id: "0123456789ab".to_owned(),
+                    aliases: vec!["db".to_owned(); usize::from(n % 3)],
+                })
             }),
         };
         Rows {
@@ -185,6 +194,7 @@ mod tests {
             ips: vec![[10, 0, 9, 2].into()],
             epoch: Epoch::new(1, 2),
             member: rows(5).rows[4].member,
+            names: rows(5).rows[4].names.clone(),
         };
         let vni = Vni::MAX;
         vec![

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -10,6 +11,7 @@ use vtep::settings::WireSettings;
 use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
+use crate::names::Names;
 use crate::service::Membership;
 use crate::subnet::Subnet;
 
@@ -205,6 +207,13 @@ pub struct Endpoint {
     /// Which service it is a member of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<Membership>,
+    /// What its container is called.
+    #[serde(
+        default,
+        with = "crate::names::shared",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub names: Option<Arc<Names>>,
 }
 
 /// The longest name of a network, container or host.

@@ -1,12 +1,14 @@
 //! A row: one address of one network, as a register that only newer news overwrites.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vtep::MacAddr;
 
 use crate::epoch::Epoch;
 use crate::host::HostId;
+use crate::names::Names;
 use crate::service::Membership;
 
 /// What stands behind an address.
@@ -39,6 +41,13 @@ pub struct Row {
     /// Which service the endpoint is a member of, by its owner's word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<Membership>,
+    /// What the endpoint's container is called, by its owner's word.
+    #[serde(
+        default,
+        with = "crate::names::shared",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub names: Option<Arc<Names>>,
 }
 
 impl Row {
@@ -65,6 +74,7 @@ mod tests {
             state: State::Up,
             mac: MacAddr::new([2, 0, 10, 0, 9, 2]),
             member: None,
+            names: None,
         }
     }
 

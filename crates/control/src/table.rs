@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use vtep::MacAddr;
 
 use crate::epoch::Epoch;
 use crate::host::HostId;
+use crate::names::Names;
 use crate::row::{Row, State};
 use crate::service::Membership;
 
@@ -69,6 +71,13 @@ pub enum TableChange {
         /// The member.
         backend: Option<Backend>,
     },
+    /// What the container with an address is called; `None`: it is gone, nameless, or on a host that is masked.
+    Names {
+        /// The address.
+        ip: IpAddr,
+        /// Its names.
+        names: Option<Arc<Names>>,
+    },
 }
 
 /// The rows of one network and what follows from them.
@@ -79,8 +88,8 @@ pub struct Table {
     by_mac: HashMap<MacAddr, Vec<IpAddr>>,
     /// How many rows of each host are up; no entry for none.
     up_rows: HashMap<HostId, usize>,
-    /// Addresses of each host's rows that are members of a service and up; no entry for none.
-    backends: HashMap<HostId, BTreeSet<IpAddr>>,
+    /// Addresses of each host's rows that are up and that a mask hides: members of a service, or with names. No entry for none.
+    maskable: HashMap<HostId, BTreeSet<IpAddr>>,
     masked: HashSet<HostId>,
 }
 
@@ -126,14 +135,18 @@ impl Table {
                 host,
                 state: self.member(host),
             });
-            let ips = self.backends.get(&host).into_iter().flatten();
-            // What does not serve anyway has not changed.
-            let news = ips.filter_map(|&ip| {
-                let backend = self.backend(ip);
-                let serves = self.rows.get(&ip)?.member?.serving;
-                serves.then_some(TableChange::Backend { ip, backend })
-            });
-            changes.extend(news);
+            for &ip in self.maskable.get(&host).into_iter().flatten() {
+                let row = self.rows.get(&ip);
+                // What does not serve anyway has not changed.
+                if row.is_some_and(|row| row.member.is_some_and(|member| member.serving)) {
+                    let backend = self.backend(ip);
+                    changes.push(TableChange::Backend { ip, backend });
+                }
+                if row.is_some_and(|row| row.names.is_some()) {
+                    let names = self.names(ip).cloned();
+                    changes.push(TableChange::Names { ip, names });
+                }
+            }
         }
     }
 
@@ -191,6 +204,14 @@ impl Table {
         })
     }
 
+    /// What the container with an address is called, while it is up and its host not masked.
+    #[must_use]
+    pub fn names(&self, ip: IpAddr) -> Option<&Arc<Names>> {
+        let row = self.rows.get(&ip)?;
+        let visible = row.state == State::Up && !self.masked.contains(&row.owner);
+        row.names.as_ref().filter(|_| visible)
+    }
+
     /// How a host takes part.
     #[must_use]
     pub fn member(&self, host: HostId) -> MemberState {
@@ -228,15 +249,20 @@ impl Table {
             ip: row.ip,
             mac: Some(row.mac),
         });
-        let backends = self.backends.values().flatten();
-        let backends = backends.map(|&ip| TableChange::Backend {
-            ip,
-            backend: self.backend(ip),
+        let maskable = || self.maskable.values().flatten();
+        let backends = maskable().filter_map(|&ip| {
+            let backend = Some(self.backend(ip)?);
+            Some(TableChange::Backend { ip, backend })
+        });
+        let names = maskable().filter_map(|&ip| {
+            let names = Some(Arc::clone(self.names(ip)?));
+            Some(TableChange::Names { ip, names })
         });
         members
             .chain(macs)
             .chain(neighbors)
             .chain(backends)
+            .chain(names)
             .collect()
     }
 
@@ -260,6 +286,7 @@ impl Table {
         let neighbor_before = neighbor(old.as_ref());
         let neighbor_after = neighbor(row.as_ref());
         let backend_before = self.backend(ip);
+        let names_before = self.names(ip).cloned();
 
         if let Some(old) = &old {
             self.unindex(old);
@@ -296,6 +323,11 @@ impl Table {
         if backend != backend_before {
             news.push(TableChange::Backend { ip, backend });
         }
+        let names = self.names(ip);
+        if names != names_before.as_ref() {
+            let names = names.cloned();
+            news.push(TableChange::Names { ip, names });
+        }
         // What goes is undone in the opposite order of what comes.
         if neighbor_after.is_none() {
             news.reverse();
@@ -307,8 +339,8 @@ impl Table {
         if row.state == State::Up {
             *self.up_rows.entry(row.owner).or_default() += 1;
         }
-        if membership(row).is_some() {
-            self.backends.entry(row.owner).or_default().insert(row.ip);
+        if is_maskable(row) {
+            self.maskable.entry(row.owner).or_default().insert(row.ip);
         }
         if row.state != State::Free {
             self.by_mac.entry(row.mac).or_default().push(row.ip);
@@ -324,12 +356,12 @@ impl Table {
                 self.up_rows.remove(&row.owner);
             }
         }
-        if membership(row).is_some()
-            && let Some(ips) = self.backends.get_mut(&row.owner)
+        if is_maskable(row)
+            && let Some(ips) = self.maskable.get_mut(&row.owner)
         {
             ips.remove(&row.ip);
             if ips.is_empty() {
-                self.backends.remove(&row.owner);
+                self.maskable.remove(&row.owner);
             }
         }
         if row.state != State::Free
@@ -351,6 +383,11 @@ pub fn highest_epoch<'r>(rows: impl Iterator<Item = &'r Row>) -> Epoch {
 /// The MAC address that answers for a row's address.
 fn neighbor(row: Option<&Row>) -> Option<MacAddr> {
     row.filter(|row| row.state == State::Up).map(|row| row.mac)
+}
+
+/// Whether a mask of its host hides more of a row than floods.
+fn is_maskable(row: &Row) -> bool {
+    row.state == State::Up && (row.member.is_some() || row.names.is_some())
 }
 
 /// The membership of a row that counts.
@@ -379,7 +416,16 @@ mod tests {
             state,
             mac: MacAddr::new([2, 0, 0, 0, 0, mac]),
             member: None,
+            names: None,
         }
+    }
+
+    fn called(container: &str) -> Arc<Names> {
+        Arc::new(Names {
+            container: container.to_owned(),
+            id: "0123456789ab".to_owned(),
+            aliases: Vec::new(),
+        })
     }
 
     fn apply(table: &mut Table, row: Row) -> Vec<TableChange> {
@@ -511,6 +557,38 @@ mod tests {
         assert_eq!(masked(&mut table, false), []);
     }
 
+    #[test]
+    fn names_are_seen_while_their_endpoint_is_up_and_its_host_not_masked() {
+        let mut table = Table::default();
+        let ip = IpAddr::from([10, 0, 9, 2]);
+        let named = |seq, state, name: &str| Row {
+            names: Some(called(name)),
+            ..row(2, 1, 1, seq, state, 7)
+        };
+        let of = |changes: Vec<TableChange>| -> Vec<Option<String>> {
+            let names = changes.into_iter().filter_map(|change| match change {
+                TableChange::Names { ip: told, names } if told == ip => Some(names),
+                _ => None,
+            });
+            names.map(|names| Some(names?.container.clone())).collect()
+        };
+        let seen = |name: &str| vec![Some(name.to_owned())];
+        assert_eq!(of(apply(&mut table, named(0, State::Down, "a"))), []);
+        assert_eq!(of(apply(&mut table, named(1, State::Up, "a"))), seen("a"));
+        assert_eq!(of(apply(&mut table, named(2, State::Up, "a"))), []);
+        assert_eq!(of(apply(&mut table, named(3, State::Up, "b"))), seen("b"));
+        let masked = |table: &mut Table, masked| {
+            let mut changes = Vec::new();
+            table.set_masked(host(1), masked, &mut changes);
+            of(changes)
+        };
+        assert_eq!(masked(&mut table, true), [None]);
+        assert_eq!(of(apply(&mut table, named(4, State::Up, "c"))), []);
+        assert_eq!(masked(&mut table, false), seen("c"));
+        let free = row(2, 2, 1, 0, State::Free, 7);
+        assert_eq!(of(apply(&mut table, free)), [None]);
+    }
+
     /// What a datapath holds after following changes.
     #[derive(Debug, Default, PartialEq, Eq)]
     struct Followed {
@@ -518,6 +596,7 @@ mod tests {
         macs: BTreeMap<[u8; 6], HostId>,
         members: BTreeMap<HostId, bool>,
         backends: BTreeMap<IpAddr, Backend>,
+        names: BTreeMap<IpAddr, Arc<Names>>,
     }
 
     impl Followed {
@@ -535,6 +614,7 @@ mod tests {
                         );
                     }
                     TableChange::Backend { ip, backend } => set(&mut self.backends, ip, backend),
+                    TableChange::Names { ip, names } => set(&mut self.names, ip, names),
                 }
             }
         }
@@ -557,7 +637,8 @@ mod tests {
                 weight: u16::from(ip),
                 serving: seq > 0,
             });
-            Row { member, ..row(ip, epoch, owner, seq, state, ip % 3) }
+            let names = (epoch + u64::from(seq)).is_multiple_of(2).then(|| called(&format!("c{epoch}")));
+            Row { member, names, ..row(ip, epoch, owner, seq, state, ip % 3) }
         }
     }
 

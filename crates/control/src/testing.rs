@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use vtep::MacAddr;
@@ -10,6 +11,7 @@ use vtep::MacAddr;
 use crate::cache;
 use crate::host::{HostId, HostInfo};
 use crate::message::ToAgent;
+use crate::names::Names;
 use crate::table::{Backend, MemberState, Table, TableChange};
 
 /// An ordinary host `hN` as it joins: with VXLAN's own port, Ethernet's MTU, for the first time.
@@ -36,6 +38,8 @@ pub struct Installed {
     pub members: BTreeMap<HostId, bool>,
     /// Members of services.
     pub backends: BTreeMap<IpAddr, Backend>,
+    /// What containers are called.
+    pub names: BTreeMap<IpAddr, Arc<Names>>,
 }
 
 impl Installed {
@@ -51,6 +55,15 @@ impl Installed {
     pub fn apply(&mut self, changes: &[TableChange]) {
         for change in changes {
             match *change {
+                TableChange::Names {
+                    ip,
+                    names: Some(ref names),
+                } => {
+                    self.names.insert(ip, Arc::clone(names));
+                }
+                TableChange::Names { ip, names: None } => {
+                    self.names.remove(&ip);
+                }
                 TableChange::Neighbor { ip, mac: Some(mac) } => {
                     self.neighbors.insert(ip, mac);
                 }

@@ -475,6 +475,7 @@ fn a_network_that_is_not_attachable_takes_members_of_services_alone() {
         ips: vec!["10.9.0.9".parse().unwrap()],
         epoch: Epoch::new(network.epoch.generation(), network.epoch.counter() + 1),
         member: None,
+        names: None,
     };
     bench
         .ask(1, Request::CreateService(ServiceSpec::named("web", "net1")))

@@ -1,6 +1,7 @@
 //! Messages of every kind from a fuzzer's bytes, with few different values, so that they meet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::events::From as Since;
@@ -8,7 +9,7 @@ use control::installed::{Digest, Entry};
 use control::message::{OwnedEndpoint, Rows, ToAgent, ToManager};
 use control::{
     Endpoint, EndpointMode, EndpointState, Epoch, HostId, HostInfo, HostView, Lasts, Leased,
-    Membership, Network, NetworkSpec, Protocol, Publish, PublishMode, PublishOn, Request, Role,
+    Membership, Names, Network, NetworkSpec, Protocol, Publish, PublishMode, PublishOn, Request, Role,
     Row, Secret, Service, ServiceSpec, State, Subnet,
 };
 use vtep::{MacAddr, Vni};
@@ -118,6 +119,7 @@ impl<'a> Input<'a> {
             ips: self.many(Self::ip),
             epoch: self.epoch(),
             member: self.member(),
+            names: self.names(),
         }
     }
 
@@ -349,6 +351,7 @@ impl<'a> Input<'a> {
             state: [State::Up, State::Down, State::Free][usize::from(self.below(3))],
             mac: self.mac(),
             member: self.member(),
+            names: self.names(),
         }
     }
 
@@ -390,6 +393,16 @@ impl<'a> Input<'a> {
             service: self.epoch(),
             weight: u16::from(self.byte()) * 2,
             serving: self.below(2) == 0,
+        })
+    }
+
+    fn names(&mut self) -> Option<Arc<Names>> {
+        (self.below(4) == 0).then(|| {
+            Arc::new(Names {
+                container: format!("c{}", self.below(4)),
+                id: "0123456789ab".to_owned(),
+                aliases: self.many(|input| format!("a{}", input.below(4))),
+            })
         })
     }
 

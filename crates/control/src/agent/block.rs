@@ -35,6 +35,7 @@ impl Agent {
             ips,
             epoch,
             member: None,
+            names: None,
         };
         let block = stream.block.0.clone();
         Ok((endpoint, ToAgent::Lease { vni, block }))

@@ -59,14 +59,16 @@ impl Agent {
         }
         let PartialOwned { endpoints, names } = std::mem::take(whole);
         *partial = None;
-        // As this host last said it: the state, and by the last of this host's edits that anybody may have heard of.
+        // As this host last said it: the state and names, and by the last of this host's edits that anybody may have heard of.
         let mut current: BTreeSet<(Vni, Epoch)> = BTreeSet::new();
         for owned in &endpoints {
             let key = (owned.endpoint.vni, owned.endpoint.epoch);
             let seq = self.owner_seqs.entry(key).or_default();
             let said = self.endpoints.get(&key);
             let same = said.is_some_and(|(endpoint, state)| {
-                (*state, endpoint.member) == (owned.state, owned.endpoint.member)
+                *state == owned.state
+                    && endpoint.member == owned.endpoint.member
+                    && endpoint.names == owned.endpoint.names
             });
             if same && *seq <= owned.owner_seq {
                 current.insert(key);
@@ -177,6 +179,7 @@ mod tests {
             ips: vec![[10, 0, 9, 2].into()],
             epoch: Epoch::new(1, 10),
             member: None,
+            names: None,
         }
     }
 
@@ -231,6 +234,7 @@ mod tests {
                 state,
                 mac: endpoint().mac,
                 member: None,
+                names: None,
             };
             self.hear(ToAgent::Rows(Rows {
                 vni: vni(),

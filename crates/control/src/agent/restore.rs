@@ -104,6 +104,7 @@ mod tests {
             state,
             mac: MacAddr::new([2, 0, 10, 0, 9, last]),
             member: None,
+            names: None,
         }
     }
 

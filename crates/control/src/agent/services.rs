@@ -387,6 +387,7 @@ mod tests {
             ips: vec![[10, 0, 9, 2].into()],
             epoch: Epoch::new(1, 7),
             member,
+            names: None,
         };
         let member = Membership {
             service: service(1, 1).epoch,
@@ -436,6 +437,7 @@ mod tests {
             state: State::Up,
             mac: vtep::MacAddr::new([2, 0, 10, 0, 9, 2]),
             member,
+            names: None,
         };
         let reached = |agent: &mut Agent| {
             let events = events(agent).into_iter();

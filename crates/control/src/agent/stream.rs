@@ -11,7 +11,7 @@ use super::services::Listing;
 use super::{Output, millis};
 use crate::epoch::Epoch;
 use crate::host::HostId;
-use crate::message::{Rows, ToAgent, ToManager};
+use crate::message::{Rows, ToAgent, ToManager, rows};
 use crate::network::{Endpoint, Network};
 use crate::request::{Event, SubscriptionStatus};
 use crate::row::{Row, State};
@@ -20,9 +20,6 @@ use crate::table::{Table, TableChange};
 
 /// How long to wait for the answer to one resynchronisation before asking for the next.
 const RESYNC_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Rows in one message, about 60 bytes each: far below the largest message.
-const ROWS_PER_MESSAGE: usize = 4096;
 
 /// The table of one network and the place in the manager's order up to which it is complete.
 #[derive(Debug)]
@@ -133,7 +130,7 @@ impl Stream {
             return;
         }
         let rows: Vec<Row> = self.table.rows().cloned().collect();
-        let mut parts: Vec<&[Row]> = rows.chunks(ROWS_PER_MESSAGE).collect();
+        let mut parts: Vec<&[Row]> = rows::parts(&rows);
         if parts.is_empty() {
             parts.push(&[]);
         }
@@ -253,17 +250,22 @@ impl Stream {
     ) {
         let mac = up.then_some(endpoint.mac);
         let mut changes = Vec::new();
+        let mut called = Vec::new();
         for &ip in &endpoint.ips {
             let known = self.table.row(ip).filter(|row| row.state == State::Up);
             if known.is_some_and(|row| row.epoch != endpoint.epoch) {
-                // Another's by now.
+                // Another's by now; its names may be as none before, which is no change of the table.
+                let names = self.table.names(ip).cloned();
+                called.push(TableChange::Names { ip, names });
                 continue;
             }
             changes.push((ip, mac, known.map(|row| row.mac)));
+            let names = endpoint.names.clone().filter(|_| up);
+            called.push(TableChange::Names { ip, names });
         }
         let told = changes.iter();
         let told = told.map(|&(ip, mac, _)| TableChange::Neighbor { ip, mac });
-        self.tell(told.collect(), outputs);
+        self.tell(told.chain(called).collect(), outputs);
         let otherwise = changes.into_iter().filter(|(_, told, known)| told != known);
         self.announced.extend(otherwise.map(|(ip, ..)| ip));
     }
@@ -396,6 +398,7 @@ mod tests {
             state,
             mac: MacAddr::new([2, 0, 10, 0, 9, last]),
             member: None,
+            names: None,
         }
     }
 

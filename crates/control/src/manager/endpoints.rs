@@ -1,6 +1,7 @@
 //! Endpoints and names: who gets which address, and what the owner, and nobody else, may change of it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vtep::{MacAddr, Vni};
@@ -10,6 +11,7 @@ use super::{Connection, Manager};
 use crate::epoch::Epoch;
 use crate::host::HostId;
 use crate::message::{OwnedEndpoint, ToAgent};
+use crate::names::Names;
 use crate::network::{Endpoint, is_valid_name, not_attachable, quote};
 use crate::request::{EndpointState, Response};
 use crate::row::{Row, State as RowState};
@@ -139,6 +141,7 @@ impl Manager {
             ips: taken,
             epoch,
             member,
+            names: None,
         };
         self.put_rows(&endpoint, host, 0, RowState::Down, now);
         self.state.put_endpoint(Held::new(&endpoint, host));
@@ -196,6 +199,7 @@ impl Manager {
         let (vni, epoch) = (endpoint.vni, endpoint.epoch);
         let endpoint = Endpoint {
             member: endpoint.member.map(Membership::clamped),
+            names: self.checked_names(&endpoint, host),
             ..endpoint
         };
         let state = match published {
@@ -216,6 +220,10 @@ impl Manager {
             Some((held, seq, served)) if owner_seq > seq => {
                 let edited = Endpoint {
                     member: endpoint.member,
+                    // Those of another container would be asked for in vain at that one.
+                    names: endpoint
+                        .names
+                        .filter(|names| names.container == held.endpoint.container),
                     ..held.endpoint
                 };
                 self.put_rows(&edited, host, owner_seq, state, now);
@@ -252,6 +260,17 @@ impl Manager {
             }
             None => self.send(connection, ToAgent::RowLost { vni, epoch }),
         }
+    }
+
+    /// The names of an endpoint as its owner says them, if they may be: none where it says what no honest host does.
+    fn checked_names(&self, endpoint: &Endpoint, host: HostId) -> Option<Arc<Names>> {
+        let names = endpoint.names.clone()?;
+        if names.is_valid() && names.container == endpoint.container {
+            return Some(names);
+        }
+        let host = self.host_name(host);
+        tracing::warn!(%host, vni = endpoint.vni.get(), epoch = %endpoint.epoch, "refused names that an endpoint can't have");
+        None
     }
 
     /// Whether an endpoint that this host runs, and that is not known here, is one of its block, or from a time that the store
@@ -329,6 +348,7 @@ impl Manager {
                     };
                     let endpoint = Endpoint {
                         member: row.member,
+                        names: row.names.clone(),
                         ..held.endpoint.clone()
                     };
                     Some(OwnedEndpoint {
@@ -366,6 +386,7 @@ impl Manager {
                 state,
                 mac: endpoint.mac,
                 member: endpoint.member,
+                names: endpoint.names.clone(),
             };
             self.state.put_row(endpoint.vni, row, now);
         }
@@ -376,4 +397,71 @@ impl Manager {
 /// Whether new connections may go to an endpoint of this state.
 fn serves(state: RowState, member: Option<Membership>) -> bool {
     state == RowState::Up && member.is_some_and(|member| member.serving)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::testing::{Bench, NOW, id};
+    use crate::message::ToManager;
+    use crate::names::ALIASES_MAX;
+
+    fn names(container: &str, aliases: Vec<String>) -> Option<Arc<Names>> {
+        Some(Arc::new(Names {
+            container: container.to_owned(),
+            id: "0123456789ab".to_owned(),
+            aliases,
+        }))
+    }
+
+    #[test]
+    fn a_host_names_its_own_endpoints_and_nothing_else_and_within_bounds() {
+        let (mut bench, vni, [mine, others]) = Bench::new();
+        let told = |bench: &Bench, endpoint: &Endpoint| {
+            let row = bench.manager.state.networks[&vni].row_of(&endpoint.clone());
+            row.and_then(|row| row.names.clone())
+        };
+        let mut seq = 10;
+        let mut say = |bench: &mut Bench, endpoint: &Endpoint, names: Option<Arc<Names>>| {
+            seq += 1;
+            let message = ToManager::Publish {
+                endpoint: Endpoint {
+                    names,
+                    ..endpoint.clone()
+                },
+                owner_seq: seq,
+                state: EndpointState::Up,
+            };
+            bench.say(1, message);
+        };
+        let good = names(&mine.container, vec!["db".to_owned()]);
+        say(&mut bench, &mine, good.clone());
+        assert_eq!(told(&bench, &mine), good);
+        let (owned, _) = bench.manager.owned(id(1));
+        assert_eq!(owned[0].endpoint.names, good, "a new agent hears of them");
+        for lie in [
+            names(&others.container, Vec::new()),
+            names(&mine.container, vec!["db".to_owned(); ALIASES_MAX + 1]),
+            names(&mine.container, vec!["a b".to_owned()]),
+        ] {
+            say(&mut bench, &mine, lie);
+            assert_eq!(told(&bench, &mine), None);
+        }
+        // What it says of the endpoint's container does not make it another's.
+        let other_container = Endpoint {
+            container: others.container.clone(),
+            ..mine.clone()
+        };
+        let stolen = names(&others.container, Vec::new());
+        say(&mut bench, &other_container, stolen);
+        assert_eq!(told(&bench, &mine), None);
+        let before = told(&bench, &others);
+        say(
+            &mut bench,
+            &others,
+            names(&others.container, vec!["x".to_owned()]),
+        );
+        assert_eq!(told(&bench, &others), before, "not its endpoint");
+        bench.manager.handle_timeout(NOW);
+    }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::repair::Budget;
 use super::{
-    Connection, GRACE, HEARTBEAT, ITEMS_PER_MESSAGE, Liveness, Manager, Output, Peer, Refusal,
+    Connection, ENDPOINTS_PER_MESSAGE, GRACE, HEARTBEAT, ITEMS_PER_MESSAGE, Liveness, Manager,
+    Output, Peer, Refusal,
 };
 use crate::agent::{SILENCE, millis};
 use crate::epoch::Epoch;
@@ -179,7 +180,7 @@ impl Manager {
         );
         self.newcomers.insert(connection);
         let (endpoints, names) = self.owned(host);
-        for part in endpoints.chunks(ITEMS_PER_MESSAGE) {
+        for part in endpoints.chunks(ENDPOINTS_PER_MESSAGE) {
             self.send(
                 connection,
                 ToAgent::Owned {

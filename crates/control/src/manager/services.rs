@@ -254,6 +254,7 @@ impl Manager {
                 state,
                 mac,
                 member: None,
+                names: None,
             };
             self.state.put_row(service.vni, row, now);
         }

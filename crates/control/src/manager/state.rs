@@ -80,10 +80,11 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// What an endpoint is a member of, its rows say.
+    /// What an endpoint is a member of and what it is called, its rows say.
     pub(super) fn new(endpoint: &Endpoint, owner: HostId) -> Self {
         let endpoint = Endpoint {
             member: None,
+            names: None,
             ..endpoint.clone()
         };
         Self { endpoint, owner }

@@ -2,9 +2,9 @@
 
 use vtep::Vni;
 
-use super::{Connection, Manager, Output, ROWS_PER_MESSAGE, SUBSCRIPTIONS_MAX};
+use super::{Connection, Manager, Output, SUBSCRIPTIONS_MAX};
 use crate::epoch::Epoch;
-use crate::message::{Rows, ToAgent};
+use crate::message::{Rows, ToAgent, rows};
 use crate::network::Network;
 
 impl Manager {
@@ -105,8 +105,8 @@ impl Manager {
             revision => Epoch::new(generation, revision),
         };
         let changed: Vec<_> = state.rows_after(after).cloned().collect();
-        let mut parts: Vec<_> = changed
-            .chunks(ROWS_PER_MESSAGE)
+        let mut parts: Vec<_> = rows::parts(&changed)
+            .into_iter()
             .map(<[_]>::to_vec)
             .collect();
         if parts.is_empty() {

@@ -286,6 +286,18 @@ pub(crate) struct Row {
     pub(super) mac: Vec<u8>,
     #[prost(message, optional, tag = "7")]
     pub(super) member: Option<Member>,
+    #[prost(message, optional, tag = "8")]
+    pub(super) names: Option<Names>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Names {
+    #[prost(string, tag = "1")]
+    pub(super) container: String,
+    #[prost(string, tag = "2")]
+    pub(super) id: String,
+    #[prost(string, repeated, tag = "3")]
+    pub(super) aliases: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -180,6 +180,7 @@ fn an_endpoint_that_moves_is_reached_at_its_new_place() {
         state: State::Up,
         mac: old.mac,
         member: None,
+        names: None,
     };
     let mut table = world.hosts[0]
         .agent

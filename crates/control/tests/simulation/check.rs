@@ -122,8 +122,14 @@ impl World {
                     EndpointState::Down => State::Down,
                 };
                 assert_eq!(
-                    (row.epoch, row.owner, row.state, row.member),
-                    (endpoint.epoch, host.info.id, expected, endpoint.member),
+                    (row.epoch, row.owner, row.state, row.member, &row.names),
+                    (
+                        endpoint.epoch,
+                        host.info.id,
+                        expected,
+                        endpoint.member,
+                        &endpoint.names
+                    ),
                     "{endpoint:?} of {name}"
                 );
                 if row.state == State::Up {

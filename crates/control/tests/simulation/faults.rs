@@ -8,7 +8,7 @@ use control::{
 };
 use vtep::Vni;
 
-use crate::host::{Line, Wanted};
+use crate::host::{Line, Wanted, named};
 use crate::net::{Way, Weather};
 use crate::plane::{Owners, Plane, Step};
 use crate::world::{Happens, RETRY, World, last_issued, network_name, spec};
@@ -238,7 +238,10 @@ impl World {
             EndpointState::Up => EndpointState::Down,
             EndpointState::Down => EndpointState::Up,
         };
-        self.hosts[host].publish(endpoint, other);
+        // What is up again has another alias.
+        let aliased = endpoint.names.as_ref();
+        let aliased = aliased.is_some_and(|names| !names.aliases.is_empty());
+        self.hosts[host].publish(named(endpoint, !aliased), other);
         self.pump(host);
     }
 

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::agent::{Agent, Output};
 use control::message::{ToAgent, ToManager};
 use control::{
-    Endpoint, EndpointState, Epoch, Event, HostId, HostInfo, Membership, Request, RequestError,
-    Response, Service,
+    Endpoint, EndpointState, Epoch, Event, HostId, HostInfo, Membership, Names, Request,
+    RequestError, Response, Service,
 };
 use vtep::Vni;
 
@@ -208,7 +209,7 @@ impl Host {
             _ => None,
         };
         match endpoint {
-            Some(endpoint) => self.publish(endpoint, EndpointState::Up),
+            Some(endpoint) => self.publish(named(endpoint, false), EndpointState::Up),
             None => self.leave_idle(wanted.vni),
         }
     }
@@ -402,4 +403,14 @@ impl Host {
 
 fn new_agent(info: &HostInfo) -> Agent {
     Agent::new(info.clone(), CLUSTER.to_owned(), vec![MANAGER.into()])
+}
+
+/// An endpoint with its container's names, one of them an alias or none.
+pub(crate) fn named(mut endpoint: Endpoint, alias: bool) -> Endpoint {
+    endpoint.names = Some(Arc::new(Names {
+        container: endpoint.container.clone(),
+        id: "0123456789ab".to_owned(),
+        aliases: alias.then(|| "db".to_owned()).into_iter().collect(),
+    }));
+    endpoint
 }

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, bail};
 use control::{AddressPool, Endpoint, Epoch, HostId, Network};
@@ -105,6 +105,13 @@ pub(crate) struct EndpointRecord {
     /// Which service it is a member of, as the manager was last told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) member: Option<control::service::Membership>,
+    /// What its container is called there, as the manager was last told.
+    #[serde(
+        default,
+        with = "control::names::shared",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) names: Option<Arc<control::Names>>,
     /// In static mode: the namespace of somebody else that the port is in; none: a container of `towline run`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) netns: Option<String>,
@@ -120,6 +127,7 @@ impl EndpointRecord {
             ips: self.ips.clone(),
             epoch: self.epoch,
             member: self.member,
+            names: self.names.clone(),
         }
     }
 }
@@ -146,6 +154,7 @@ impl State {
             mtu,
             backend,
             member: endpoint.member,
+            names: endpoint.names,
             netns: None,
         }
     }

@@ -149,7 +149,7 @@ impl Translator {
                     changes.extend(self.member(vni, host, state));
                 }
                 // A datapath knows no services.
-                TableChange::Backend { .. } => {}
+                TableChange::Backend { .. } | TableChange::Names { .. } => {}
             }
         }
         changes

@@ -1,8 +1,12 @@
 //! Containers' names: which are allowed, and random ones; and their ids.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use anyhow::bail;
+use control::Names;
+
+use crate::shim::folder::Spec;
 
 const ADJECTIVES: [&str; 32] = [
     "amber", "brisk", "calm", "clear", "coastal", "deep", "distant", "eager", "early", "fair",
@@ -26,6 +30,15 @@ pub(super) fn check(name: &str) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// What a container is called on a network.
+pub(super) fn names(spec: &Spec, aliases: Vec<String>) -> Arc<Names> {
+    Arc::new(Names {
+        container: spec.name.clone(),
+        id: spec.id.clone(),
+        aliases,
+    })
 }
 
 /// A name nobody had to think of.

@@ -226,7 +226,8 @@ fn make(
             .as_ref()
             .filter(|(service, _)| service.vni == network.vni)
             .map(|(service, weight)| (service, *weight));
-        let endpoint = source.endpoint(member, spec, network, ips, mac, part)?;
+        let mut endpoint = source.endpoint(member, spec, network, ips, mac, part)?;
+        endpoint.names = Some(name::names(spec, Vec::new()));
         records.push(record(agent, endpoint, network, index)?);
     }
     let ethernets = networks.len();

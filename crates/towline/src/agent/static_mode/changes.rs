@@ -107,7 +107,9 @@ mod tests {
                     told.members
                         .extend((state != MemberState::Absent).then_some(host));
                 }
-                TableChange::Backend { .. } => panic!("static mode has no services"),
+                TableChange::Backend { .. } | TableChange::Names { .. } => {
+                    panic!("static mode has no services and no names")
+                }
             }
         }
     }

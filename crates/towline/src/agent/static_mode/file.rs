@@ -432,6 +432,7 @@ impl EndpointEntry {
                 ips: self.ips.clone(),
                 epoch: epoch(mac),
                 member: None,
+                names: None,
             },
             host,
             place,
