@@ -45,6 +45,9 @@ pub(crate) struct State {
     /// What the kernel's limits of neighbours were before they were raised, by IP version.
     #[serde(default)]
     pub(crate) neighbor_limits: BTreeMap<String, u64>,
+    /// Mount points that were made on this host for containers.
+    #[serde(default)]
+    pub(crate) mount_points: Vec<PathBuf>,
 }
 
 /// What `init` or `join` settled.
@@ -204,6 +207,7 @@ impl StateFile {
                 endpoints: Vec::new(),
                 attachments: Vec::new(),
                 neighbor_limits: BTreeMap::new(),
+                mount_points: Vec::new(),
             },
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));

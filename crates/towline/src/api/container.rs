@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use control::service::Publish;
 use serde::{Deserialize, Serialize};
 
+use super::mount::MountWanted;
 use crate::shim::process::ProcessId;
 
 /// What a client or a shim asks about containers.
@@ -70,6 +71,9 @@ pub(crate) struct Prepare {
     pub(crate) mac: Option<vtep::MacAddr>,
     /// Whether it goes when its command ends.
     pub(crate) remove: bool,
+    /// What it finds at places of its own.
+    #[serde(default)]
+    pub(crate) mounts: Vec<MountWanted>,
     /// The command and its arguments, to show.
     pub(crate) command: Vec<String>,
     /// Process id of the client: when it dies before the start, all is undone.

@@ -5,6 +5,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod container;
+pub(crate) mod mount;
 pub(crate) mod service;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,7 @@ mod init;
 mod join;
 mod leave;
 mod logs;
+mod mount;
 mod network;
 mod output;
 mod promote;

@@ -16,7 +16,7 @@ use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 
 use super::refused::not_built;
-use super::{Context, failure, output, unexpected};
+use super::{Context, failure, mount, output, unexpected};
 use crate::api::container::{Prepare, Prepared, Request, Response, ServiceWanted};
 use crate::api::{self};
 use crate::shim::channel::{Channel, Outcome, Start};
@@ -47,6 +47,13 @@ pub(crate) struct Args {
     /// port or range. Ports of all hosts are published by 'towline service create'
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<String>,
+    /// Mount something at a place of the container's own: type=bind,source=PATH,target=PATH[,readonly], or
+    /// type=tmpfs,target=PATH[,tmpfs-size=BYTES][,tmpfs-mode=OCTAL]; once per mount
+    #[arg(long, value_name = "MOUNT")]
+    mount: Vec<String>,
+    /// The same, shorter; a folder that is missing on this host is made
+    #[arg(short, long, value_name = "PATH:PATH[:ro]")]
+    volume: Vec<String>,
     /// Remove the container when its command ends
     #[arg(long)]
     rm: bool,
@@ -76,10 +83,6 @@ struct RefusedOptions {
     tty: bool,
     #[arg(short = 'P', long, hide = true)]
     publish_all: bool,
-    #[arg(short, long, hide = true)]
-    volume: Vec<String>,
-    #[arg(long, hide = true)]
-    mount: Vec<String>,
     #[arg(long, visible_alias = "alias", hide = true)]
     network_alias: Vec<String>,
     #[arg(long, hide = true)]
@@ -102,7 +105,6 @@ struct RefusedOptions {
 
 impl RefusedOptions {
     fn check(&self) -> anyhow::Result<()> {
-        let no_mounts = "a container sees this host's own files";
         let by_address = "reach the container by its address";
         let command = "put it into the command: 'env', 'sh -c'";
         for (given, option, instead) in [
@@ -112,8 +114,6 @@ impl RefusedOptions {
                 "leave -t out; 'towline exec' has the caller's terminal",
             ),
             (self.publish_all, "--publish-all", by_address),
-            (!self.volume.is_empty(), "--volume", no_mounts),
-            (!self.mount.is_empty(), "--mount", no_mounts),
             (
                 !self.network_alias.is_empty(),
                 "--network-alias",
@@ -178,6 +178,7 @@ fn prepare(args: &Args, context: &Context) -> anyhow::Result<Prepared> {
         ips,
         mac: args.mac_address,
         remove: args.rm,
+        mounts: mount::parse(&args.mount, &args.volume)?,
         command: args
             .command
             .iter()

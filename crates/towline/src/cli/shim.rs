@@ -23,7 +23,7 @@ pub(crate) struct Args {
 #[allow(clippy::unnecessary_wraps)]
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
     if args.enter {
-        return Ok(enter::run(&args.command));
+        return Ok(enter::run(&args.folder, &args.command));
     }
     let socket = context.socket().to_owned();
     Ok(Shim {

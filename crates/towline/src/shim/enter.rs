@@ -18,7 +18,8 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
 use super::channel::{Channel, Outcome};
-use super::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_TOWLINE, StartFailure};
+use super::folder::Folder;
+use super::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_TOWLINE, StartFailure, mount};
 
 /// What the shim tells its child. The command's standard input comes along.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,7 +33,7 @@ pub(crate) struct Order {
 }
 
 /// The child's whole life before it is the command. Returns only on failure.
-pub(crate) fn run(command: &[OsString]) -> ExitCode {
+pub(crate) fn run(folder: &Path, command: &[OsString]) -> ExitCode {
     let channel = match Channel::from_stdin() {
         Ok(channel) => channel,
         Err(error) => {
@@ -40,7 +41,7 @@ pub(crate) fn run(command: &[OsString]) -> ExitCode {
             return ExitCode::from(EXIT_TOWLINE);
         }
     };
-    let StartFailure { code, message } = match follow_order(&channel) {
+    let StartFailure { code, message } = match follow_order(&channel, &Folder::at(folder)) {
         Ok(input) => exec(command, Some(input)),
         Err(error) => StartFailure {
             code: EXIT_TOWLINE,
@@ -52,7 +53,7 @@ pub(crate) fn run(command: &[OsString]) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn follow_order(channel: &Channel) -> anyhow::Result<OwnedFd> {
+fn follow_order(channel: &Channel, folder: &Folder) -> anyhow::Result<OwnedFd> {
     use anyhow::{Context, anyhow, bail};
 
     let (order, mut fds) = channel
@@ -82,6 +83,11 @@ fn follow_order(channel: &Channel) -> anyhow::Result<OwnedFd> {
     enter_netns(netns.as_fd())
         .with_context(|| format!("can't enter the network namespace {}", order.name))?;
     fresh_mounts().context("can't make a mount namespace with a /sys of its own")?;
+    // From the folder, not with the order: a message is shorter than what a container may be given.
+    let spec = folder
+        .spec()?
+        .ok_or_else(|| anyhow!("the container was removed before its command was started"))?;
+    mount::all(&spec.mounts)?;
     Ok(input)
 }
 

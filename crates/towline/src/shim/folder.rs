@@ -20,6 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::mount::Mount;
 use super::process::ProcessId;
 
 /// What a container is. Its places in networks are in the agent's state file.
@@ -41,6 +42,9 @@ pub(crate) struct Spec {
     pub(crate) client: Option<ProcessId>,
     /// Device and inode of its network namespace, once it exists.
     pub(crate) netns: Option<(u64, u64)>,
+    /// What of the host it finds at places of its own, the outer places first.
+    #[serde(default)]
+    pub(crate) mounts: Vec<Mount>,
 }
 
 /// How far a container has come.

@@ -16,6 +16,7 @@
 pub(crate) mod channel;
 pub(crate) mod enter;
 pub(crate) mod folder;
+pub(crate) mod mount;
 mod output;
 pub(crate) mod process;
 

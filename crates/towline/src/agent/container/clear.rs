@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use netns::{Netlink, Netns};
 use vtep::fdb::PortId;
 
-use super::{Agent, Drain, held, host_interface, is_running};
+use super::{Agent, Drain, held, host_interface, is_running, mount_points};
 use crate::agent::Member;
 use crate::agent::state::EndpointRecord;
 use crate::shim::EXIT_SIGNAL;
@@ -221,6 +221,7 @@ fn release(agent: &Arc<Agent>, spec: &Spec) -> anyhow::Result<()> {
         attempt("gateway bridge", delete_link(agent, spec));
     }
     attempt("network namespace", delete_netns(spec));
+    attempt("mount points", mount_points::sweep(agent, Some(&spec.name)));
     held(&agent.containers.served).remove(&spec.name);
     if !problems.is_empty() {
         bail!(

@@ -14,6 +14,8 @@
 mod clear;
 mod drain;
 mod list;
+mod mount_points;
+mod mounts;
 mod name;
 mod prepare;
 mod publish;
@@ -48,6 +50,8 @@ pub(crate) struct Containers {
     served: Mutex<HashSet<String>>,
     /// What the manager could not be told yet.
     unsent: Mutex<Vec<control::Request>>,
+    /// One at a time makes or removes mount points on the host.
+    mount_points: Mutex<()>,
 }
 
 impl Containers {
@@ -63,6 +67,7 @@ impl Containers {
             locks: Mutex::default(),
             served: Mutex::default(),
             unsent: Mutex::default(),
+            mount_points: Mutex::default(),
         })
     }
 

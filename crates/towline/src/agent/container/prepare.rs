@@ -15,10 +15,11 @@ use vtep::datapath::PortSpec;
 use vtep::fdb::PortId;
 
 use super::source::Source;
-use super::{Agent, clear, held, host_interface, name, publish};
+use super::{Agent, clear, held, host_interface, mount_points, mounts, name, publish};
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::agent::{Member, ingress};
 use crate::api::container::{Prepare, Prepared};
+use crate::api::mount;
 use crate::shim::folder::{self, Folder, Phase, Spec};
 use crate::shim::process::ProcessId;
 
@@ -28,11 +29,12 @@ const NAME_ATTEMPTS: usize = 16;
 const TABLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Makes a container that waits for its command.
-pub(super) fn prepare(agent: &Arc<Agent>, request: Prepare) -> anyhow::Result<Prepared> {
+pub(super) fn prepare(agent: &Arc<Agent>, mut request: Prepare) -> anyhow::Result<Prepared> {
     // `leave` can't come between.
     let _changing = agent.changing();
     let member = agent.member()?;
-    check(&request)?;
+    check(&mut request)?;
+    let settled = mounts::settle(&request.mounts)?;
     let client = ProcessId::of(request.client).context("the client has gone away")?;
     let id = name::random_id().context("can't make an id")?;
     let (name, given) = match &request.name {
@@ -56,6 +58,7 @@ pub(super) fn prepare(agent: &Arc<Agent>, request: Prepare) -> anyhow::Result<Pr
             phase: Phase::Preparing,
             client: Some(client.clone()),
             netns: None,
+            mounts: settled.clone(),
         };
         match prepare_named(agent, &member, spec, &request) {
             Ok(prepared) => return Ok(prepared),
@@ -81,7 +84,8 @@ impl From<anyhow::Error> for Refusal {
 }
 
 /// What is wrong with the request itself.
-fn check(request: &Prepare) -> anyhow::Result<()> {
+fn check(request: &mut Prepare) -> anyhow::Result<()> {
+    mount::check(&mut request.mounts)?;
     if let Some(name) = &request.name {
         name::check(name)?;
     }
@@ -274,6 +278,8 @@ fn make(
     if member.control.static_tables().is_none() {
         member.services.container(&spec.name);
     }
+    mount_points::make(agent, spec)?;
+    warnings.extend(mounts::warning(&spec.mounts));
     spec.phase = Phase::Ready;
     folder.write_spec(spec)?;
     if !super::reconcile::watch_client(agent, spec) {
@@ -426,6 +432,7 @@ mod tests {
             ips: vec!["10.0.9.7".parse().expect("an address")],
             mac: None,
             remove: false,
+            mounts: Vec::new(),
             command: vec!["true".into()],
             client: 1,
         }
@@ -433,7 +440,7 @@ mod tests {
 
     #[test]
     fn requests_that_contradict_themselves_are_refused() {
-        assert!(check(&request()).is_ok());
+        assert!(check(&mut request()).is_ok());
         for (change, word) in [
             ((|r| r.networks.clear()) as fn(&mut Prepare), "--network"),
             (|r| r.networks.push("a".into()), "twice"),
@@ -441,7 +448,7 @@ mod tests {
         ] {
             let mut wrong = request();
             change(&mut wrong);
-            let error = check(&wrong).expect_err("contradiction").to_string();
+            let error = check(&mut wrong).expect_err("contradiction").to_string();
             assert!(error.contains(word), "{error}");
         }
     }

@@ -10,13 +10,16 @@ use netns::Netns;
 use vtep::Vni;
 
 use super::prepare::port_spec;
-use super::{Agent, clear, held, publish};
+use super::{Agent, clear, held, mount_points, publish};
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::shim::folder::{Folder, Phase, Spec};
 
 /// Takes up containers that run, clears away those that ended, and from now on learns of their ends.
 pub(crate) fn start(agent: &Arc<Agent>) {
     reconcile(agent);
+    if let Err(error) = mount_points::sweep(agent, None) {
+        tracing::warn!("mount points that were made for containers may still be there: {error:#}");
+    }
     // Ports of containers that ended while no agent ran.
     if let Ok(member) = agent.member()
         && let Err(error) = member.gateway().keep_published()
