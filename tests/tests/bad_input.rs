@@ -358,7 +358,6 @@ fn networks_and_names_that_cannot_be_are_refused() {
     for refused in [
         "service rollback web",
         "service logs web",
-        "volume ls",
         "doctor",
         "bench",
         "network connect a b",

@@ -5,9 +5,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::Output;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use towline_tests::cluster::{Cluster, Host};
+use towline_tests::wait_until;
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// `towline ARGS -- sh -c SCRIPT` on this host.
 fn script(host: &Host, args: &str, script: &str) -> Output {
@@ -277,4 +281,265 @@ fn a_source_that_is_missing_is_refused_or_made_as_docker_does() {
         0,
         "nothing is left of what was refused"
     );
+}
+
+/// The volumes that `volume ls -q ARGS` names.
+fn volumes(host: &Host, args: &str) -> Vec<String> {
+    let listed = host.ok(&format!("volume ls -q {args}"));
+    listed.lines().map(str::to_owned).collect()
+}
+
+/// The id of the container of this name.
+fn id(host: &Host, name: &str) -> String {
+    let all = host.json("ps -a --json");
+    let all = all.as_array().unwrap();
+    let found = all.iter().find(|container| container["name"] == name);
+    found.unwrap()["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_volume_outlives_its_containers_and_is_filled_once() {
+    let cluster = Cluster::joined(1, &[]);
+    let host = &cluster.hosts[0];
+    let (place, empty) = (folder(), tempfile::tempdir().unwrap());
+    let (dst, other) = (place.path().display(), empty.path().display());
+    fs::create_dir(place.path().join("sub")).unwrap();
+    std::os::unix::fs::symlink("/etc/shadow", place.path().join("sub/link")).unwrap();
+    fs::hard_link(place.path().join("file"), place.path().join("sub/again")).unwrap();
+    std::os::unix::fs::chown(place.path().join("file"), Some(1234), Some(4321)).unwrap();
+    fs::set_permissions(
+        place.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o750),
+    )
+    .unwrap();
+
+    let look = format!(
+        "cat {dst}/file; stat -c '%u:%g %h' {dst}/file; readlink {dst}/sub/link; stat -c %a {dst}"
+    );
+    let filled = "from the host\n1234:4321 2\n/etc/shadow\n750\n";
+    let seen = prints(
+        host,
+        &format!("run --rm -v data:{dst}"),
+        &format!("{look}; echo mine > {dst}/file"),
+    );
+    assert_eq!(seen, filled);
+    assert_eq!(
+        fs::read_to_string(place.path().join("file")).unwrap(),
+        "from the host\n"
+    );
+    // Not empty any more: what is in it stays.
+    let seen = prints(
+        host,
+        &format!("run --rm -v data:{dst}"),
+        &format!("cat {dst}/file"),
+    );
+    assert_eq!(seen, "mine\n");
+    let mount = format!("--mount source=data,target={other},readonly");
+    let output = script(
+        host,
+        &format!("run --rm {mount}"),
+        &format!("cat {other}/file && touch {other}/x"),
+    );
+    assert_eq!(output.stdout, b"mine\n", "the same volume at another place");
+    assert!(!output.status.success());
+    // As --mount and -v say it.
+    for nocopy in [
+        format!("--mount source=bare,target={dst},volume-nocopy"),
+        format!("-v bare:{dst}:nocopy"),
+    ] {
+        assert_eq!(
+            prints(host, &format!("run --rm {nocopy}"), &format!("ls -A {dst}")),
+            ""
+        );
+    }
+    assert_eq!(volumes(host, ""), ["bare", "data"]);
+    let said = host.json("volume inspect data");
+    assert_eq!(
+        said[0]["mountpoint"],
+        host.state_dir()
+            .join("volumes/data/_data")
+            .display()
+            .to_string()
+    );
+    assert_eq!(
+        (&said[0]["driver"], &said[0]["scope"]),
+        (&"local".into(), &"local".into())
+    );
+    host.ok("volume rm data bare");
+    assert!(volumes(host, "").is_empty() && !host.state_dir().join("volumes/data").exists());
+}
+
+#[test]
+fn a_volume_that_a_container_has_stays_and_one_without_a_name_goes_with_it() {
+    let cluster = Cluster::joined(1, &[]);
+    let host = &cluster.hosts[0];
+    let place = tempfile::tempdir().unwrap();
+    let dst = place.path().display();
+    let name = cluster.container("c");
+    host.ok(&format!(
+        "run -d --name {name} -v data:{dst}/a -v {dst}/b -- sleep 600"
+    ));
+    let (id, both) = (id(host, &name), volumes(host, ""));
+    assert_eq!(both.len(), 2);
+    let anonymous = both.iter().find(|name| name.len() == 64).unwrap();
+    assert!(anonymous.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let in_use = format!("remove data: volume is in use - [{id}]");
+    host.refused("volume rm data", 1, &[&in_use]);
+    host.refused("volume rm -f data", 1, &[&in_use]);
+    assert_eq!(
+        volumes(host, "--filter dangling=true"),
+        Vec::<String>::new()
+    );
+    host.ok("volume prune --all --force");
+    let mounts = &host.json("ps --json")[0]["mounts"];
+    assert_eq!(
+        (&mounts[0]["type"], &mounts[0]["name"]),
+        (&"volume".into(), &"data".into())
+    );
+    assert_eq!(volumes(host, "").len(), 2);
+    host.ok(&format!("rm -f {name}"));
+    assert_eq!(volumes(host, "").len(), 2, "rm keeps both");
+    assert_eq!(volumes(host, "--filter dangling=1").len(), 2);
+    assert_eq!(host.ok("volume prune --force").trim(), anonymous);
+    assert_eq!(volumes(host, ""), ["data"]);
+
+    host.ok(&format!("run -d --name {name} -v {dst}/b -- sleep 600"));
+    host.ok(&format!("rm -f -v {name}"));
+    prints(host, &format!("run --rm -v {dst}/b"), "true");
+    host.refused(
+        &format!("run -v {dst}/b -- no-such-command"),
+        127,
+        &["no-such-command"],
+    );
+    assert_eq!(
+        volumes(host, ""),
+        ["data"],
+        "rm -v, run --rm, and a start that failed"
+    );
+
+    host.ok(&format!("run --name {name} -v data:{dst} -- true"));
+    host.refused("volume rm data", 1, &["volume is in use"]);
+    host.ok(&format!("rm {name}"));
+    host.ok("volume rm data");
+}
+
+#[test]
+fn volumes_are_made_listed_and_pruned_by_hand() {
+    let cluster = Cluster::joined(1, &[]);
+    let host = &cluster.hosts[0];
+    assert_eq!(
+        host.ok("volume create --label tier=db pgdata").trim(),
+        "pgdata"
+    );
+    assert_eq!(
+        host.ok("volume create pgdata").trim(),
+        "pgdata",
+        "a second time is harmless"
+    );
+    let random = host.ok("volume create").trim().to_owned();
+    assert_eq!(random.len(), 64);
+    host.ok("volume create --label tier=web cache");
+    assert_eq!(volumes(host, "--filter label=tier=db"), ["pgdata"]);
+    assert_eq!(volumes(host, "--filter label=tier"), ["cache", "pgdata"]);
+    assert_eq!(volumes(host, "--filter name=gda"), ["pgdata"]);
+    assert_eq!(volumes(host, "--filter driver=nfs"), Vec::<String>::new());
+    let table = host.ok("volume ls");
+    assert!(
+        table.starts_with("DRIVER") && table.contains("VOLUME NAME"),
+        "{table}"
+    );
+    assert_eq!(
+        host.json("volume inspect pgdata")[0]["labels"]["tier"],
+        "db"
+    );
+    for (wrong, code, words) in [
+        (
+            "volume ls --filter colour=red",
+            1,
+            "invalid filter 'colour'",
+        ),
+        ("volume ls --filter dangling=maybe", 1, "dangling=maybe"),
+        (
+            "volume create a/b",
+            1,
+            "includes invalid characters for a local volume name",
+        ),
+        ("volume create x", 1, "volume name is too short"),
+        (
+            "volume create --driver nfs data",
+            1,
+            "volume driver 'nfs' does not exist",
+        ),
+        ("volume create --opt size=1g data", 2, "not built yet"),
+        ("volume rm nothing", 1, "get nothing: no such volume"),
+        ("volume rm ../state", 1, "includes invalid characters"),
+    ] {
+        host.refused(wrong, code, &[words]);
+    }
+    host.ok("volume rm -f nothing");
+    // Nobody says yes.
+    host.ok("volume prune --all");
+    assert_eq!(volumes(host, "").len(), 3);
+    assert_eq!(
+        host.ok("volume prune --all --force --filter label!=tier")
+            .trim(),
+        random
+    );
+    assert_eq!(
+        host.ok("volume prune --force"),
+        "",
+        "those with a name stay"
+    );
+    let gone = host.ok("volume prune --all --force");
+    assert_eq!(gone.lines().collect::<Vec<_>>(), ["cache", "pgdata"]);
+}
+
+#[test]
+fn a_volume_that_was_half_filled_when_the_agent_was_killed_is_filled_again() {
+    let mut cluster = Cluster::joined(1, &[]);
+    let place = folder();
+    let dst = place.path().display().to_string();
+    // Enough that the copying takes a while.
+    for number in 0..3000 {
+        fs::write(place.path().join(format!("f{number}")), vec![1; 8192]).unwrap();
+    }
+    let name = cluster.container("c");
+    let host = &mut cluster.hosts[0];
+    let mut command = host.command(&format!("run --rm --name {name} -v data:{dst} -- true"));
+    command.stderr(std::process::Stdio::null());
+    let mut client = host.netns.run(|| command.spawn()).unwrap().unwrap();
+    let copying = host.state_dir().join("volumes/data/copying");
+    wait_until("the copying has begun", LIMIT, || {
+        fs::read_dir(&copying).is_ok_and(|mut entries| entries.next().is_some())
+    });
+    host.kill_agent();
+    client.wait().unwrap();
+    let half = fs::read_dir(host.state_dir().join("volumes/data/_data"))
+        .unwrap()
+        .count();
+    assert_eq!(half, 0, "nothing of a half copy is seen");
+    host.start_agent();
+    assert!(!copying.exists());
+    let seen = prints(
+        host,
+        &format!("run --rm -v data:{dst}"),
+        &format!("ls {dst} | wc -l"),
+    );
+    assert_eq!(seen.trim(), "3001");
+    wait_until("the container that was not started is gone", LIMIT, || {
+        host.json("ps -a --json").as_array().unwrap().is_empty()
+    });
+}
+
+#[test]
+fn a_volume_is_not_filled_from_where_volumes_are() {
+    let cluster = Cluster::joined(1, &[]);
+    let host = &cluster.hosts[0];
+    let state = host.state_dir();
+    host.refused(
+        &format!("run --rm -v data:{} -- true", state.display()),
+        125,
+        &["can't fill the volume data", "volume-nocopy"],
+    );
+    assert_eq!(host.json("ps -a --json").as_array().unwrap().len(), 0);
 }

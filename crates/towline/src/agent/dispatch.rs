@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Agent, capture, container, fdb, host, installed, join, manager, network, port, service, status,
-    trust,
+    trust, volumes,
 };
 use crate::api::{Request, Response};
 
@@ -60,6 +60,7 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
             return Ok(Answer::Stream(Box::new(running)));
         }
         Request::Service(request) => Response::Service(service::handle(agent, request)?),
+        Request::Volume(request) => Response::Volume(volumes::handle(agent, request)?),
         Request::Container(request) => Response::Container(container::handle(agent, request)?),
     }))
 }

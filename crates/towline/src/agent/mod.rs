@@ -19,6 +19,7 @@ mod ingress;
 mod installed;
 mod join;
 mod keys;
+mod locks;
 mod manager;
 mod membership;
 mod misdelivery;
@@ -39,6 +40,7 @@ mod traffic;
 mod trust;
 mod underlay;
 mod upkeep;
+mod volumes;
 
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal};
@@ -80,6 +82,8 @@ pub(crate) struct Agent {
     pub(crate) state: StateFile,
     /// Its containers.
     pub(crate) containers: container::Containers,
+    /// Volumes of this host.
+    pub(crate) volumes: volumes::Volumes,
     /// Its place in a cluster.
     member: RwLock<Option<Arc<Member>>>,
     /// Held by whoever changes the membership or the set of containers, so that
@@ -164,6 +168,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let server = Server::bind(&config.socket)?;
     let agent = Arc::new(Agent {
         containers: container::Containers::new(config.state_dir.join("containers"))?,
+        volumes: volumes::Volumes::new(config.state_dir.join("volumes"))?,
         config,
         netns,
         state,

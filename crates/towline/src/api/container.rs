@@ -46,6 +46,9 @@ pub(crate) enum Request {
         name: String,
         /// Also when it runs: it is killed.
         force: bool,
+        /// Its volumes without a name go too.
+        #[serde(default)]
+        volumes: bool,
         /// Seconds that a member's open connections are given; none: as its service says.
         #[serde(default)]
         drain_timeout: Option<u32>,
@@ -156,6 +159,25 @@ pub(crate) struct Container {
     pub(crate) service: Option<Part>,
     /// Ports of this host that are its own, as `run --publish` asked.
     pub(crate) ports: Vec<Publish>,
+    /// What of this host it finds at places of its own.
+    #[serde(default)]
+    pub(crate) mounts: Vec<MountPlace>,
+}
+
+/// Something that a container finds at a place of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MountPlace {
+    /// `bind`, `volume` or `tmpfs`.
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    /// The volume's name.
+    pub(crate) name: Option<String>,
+    /// Where it is on this host; memory is nowhere.
+    pub(crate) source: Option<String>,
+    /// Where the container finds it.
+    pub(crate) target: String,
+    /// Whether the container can't write there.
+    pub(crate) readonly: bool,
 }
 
 /// A container's part in a service.

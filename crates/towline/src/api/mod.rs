@@ -7,6 +7,7 @@ pub(crate) mod capture;
 pub(crate) mod container;
 pub(crate) mod mount;
 pub(crate) mod service;
+pub(crate) mod volume;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -80,6 +81,8 @@ pub(crate) enum Request {
     Capture(capture::Capture),
     /// All that concerns services.
     Service(service::Request),
+    /// All that concerns volumes.
+    Volume(volume::Request),
     /// All that concerns containers.
     Container(container::Request),
 }
@@ -126,6 +129,8 @@ pub(crate) enum Response {
     Capturing,
     /// To [`Request::Service`].
     Service(service::Response),
+    /// To [`Request::Volume`].
+    Volume(volume::Response),
     /// To [`Request::Container`].
     Container(container::Response),
 }

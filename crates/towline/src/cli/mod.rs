@@ -8,6 +8,7 @@ mod completions;
 mod events;
 mod exec;
 mod fdb;
+mod filter;
 mod host;
 mod init;
 mod join;
@@ -27,6 +28,7 @@ mod status;
 pub(crate) mod token;
 mod update;
 mod verify;
+mod volume;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -75,6 +77,9 @@ enum Command {
     /// Create, list, show, change and remove services
     #[command(subcommand)]
     Service(service::Command),
+    /// Make, list, show and remove volumes of this host
+    #[command(subcommand)]
+    Volume(volume::Command),
     /// Start a command in a container
     Run(Box<run::Args>),
     /// Run another command in a running container
@@ -154,6 +159,7 @@ impl Cli {
             Command::Leave(args) => leave::run(&args, &context),
             Command::Network(command) => network::run(command, &context),
             Command::Service(command) => service::run(command, &context),
+            Command::Volume(command) => volume::run(command, &context),
             Command::Run(args) => run::run(*args, &context),
             Command::Exec(args) => exec::run(args, &context),
             Command::Ps(args) => ps::run(&args, &context),

@@ -46,6 +46,15 @@ pub(crate) fn warnings(warnings: &[String]) {
     }
 }
 
+/// Asks on the terminal whether to go on; only `y` or `yes` is yes.
+pub(crate) fn confirm(warning: &str) -> anyhow::Result<bool> {
+    eprintln!("{warning}");
+    eprint!("Are you sure you want to continue? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+}
+
 /// Joins what can be printed with commas; `-` when there is nothing.
 pub(crate) fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();

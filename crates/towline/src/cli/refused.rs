@@ -10,8 +10,6 @@ use super::{USAGE, failure};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     #[command(hide = true)]
-    Volume(Rest),
-    #[command(hide = true)]
     Doctor(Rest),
     #[command(hide = true)]
     Bench(Rest),
@@ -28,7 +26,6 @@ pub(crate) struct Rest {
 impl Command {
     pub(crate) fn refuse(&self) -> anyhow::Error {
         let (name, instead) = match self {
-            Self::Volume(_) => ("volume", "containers see this host's own files"),
             Self::Doctor(_) => ("doctor", "'towline status' shows what the agent sees"),
             Self::Bench(_) => ("bench", "'towline lab bench' measures on one machine"),
         };

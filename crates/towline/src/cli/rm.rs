@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Kill it when it runs; one that does not exist is no error
     #[arg(short, long)]
     force: bool,
+    /// Remove its volumes that nobody named, too
+    #[arg(short, long)]
+    volumes: bool,
     /// How long the open connections of a service's member are waited for [default: as its service says]
     #[arg(long, value_name = "DURATION", value_parser = super::service::seconds)]
     drain_timeout: Option<u32>,
@@ -29,6 +32,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
         let request = Request::Remove {
             name,
             force: args.force,
+            volumes: args.volumes,
             drain_timeout: args.drain_timeout,
         };
         match client.request(&api::Request::Container(request)) {

@@ -16,8 +16,9 @@ use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 
 use super::refused::not_built;
-use super::{Context, failure, mount, output, unexpected};
+use super::{Context, Failure, failure, mount, output, unexpected};
 use crate::api::container::{Prepare, Prepared, Request, Response, ServiceWanted};
+use crate::api::mount::MountWanted;
 use crate::api::{self};
 use crate::shim::channel::{Channel, Outcome, Start};
 use crate::shim::{self, EXIT_SIGNAL, EXIT_TOWLINE, FORWARDED};
@@ -47,14 +48,14 @@ pub(crate) struct Args {
     /// port or range. Ports of all hosts are published by 'towline service create'
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<String>,
-    /// Mount something at a place of the container's own: type=bind,source=PATH,target=PATH[,readonly], or
-    /// type=tmpfs,target=PATH[,tmpfs-size=BYTES][,tmpfs-mode=OCTAL]; once per mount
+    /// Mount something at a place of the container's own: type=volume[,source=NAME],target=PATH[,readonly][,volume-nocopy],
+    /// type=bind,source=PATH,target=PATH[,readonly], or type=tmpfs,target=PATH[,tmpfs-size=BYTES][,tmpfs-mode=OCTAL]; once per mount
     #[arg(long, value_name = "MOUNT")]
     mount: Vec<String>,
-    /// The same, shorter; a folder that is missing on this host is made
-    #[arg(short, long, value_name = "PATH:PATH[:ro]")]
+    /// The same, shorter: a volume's name or a path of this host, and the target; a folder that is missing on this host is made
+    #[arg(short, long, value_name = "[SOURCE:]TARGET[:ro|nocopy]")]
     volume: Vec<String>,
-    /// Remove the container when its command ends
+    /// Remove the container when its command ends, with its volumes that nobody named
     #[arg(long)]
     rm: bool,
     /// The IPv4 address on the first network [default: the next free one]
@@ -146,7 +147,15 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
     // Before anything is made: a signal that comes later is passed on, not obeyed.
     let signals = Signals::new(FORWARDED.into_iter().chain([SIGCHLD]))
         .map_err(|error| towline(error.into()))?;
-    let prepared = prepare(&args, context).map_err(towline)?;
+    let mounts = mount::parse(&args.mount, &args.volume).map_err(|error| {
+        // What is not built has an exit code of its own.
+        if error.is::<Failure>() {
+            error
+        } else {
+            towline(error)
+        }
+    })?;
+    let prepared = prepare(&args, mounts, context).map_err(towline)?;
     output::warnings(&prepared.warnings);
     match start(&args, context, &prepared, signals) {
         Ok(code) => Ok(code),
@@ -163,7 +172,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn prepare(args: &Args, context: &Context) -> anyhow::Result<Prepared> {
+fn prepare(args: &Args, mounts: Vec<MountWanted>, context: &Context) -> anyhow::Result<Prepared> {
     let ips: Vec<IpAddr> = args
         .ip
         .map(IpAddr::from)
@@ -178,7 +187,7 @@ fn prepare(args: &Args, context: &Context) -> anyhow::Result<Prepared> {
         ips,
         mac: args.mac_address,
         remove: args.rm,
-        mounts: mount::parse(&args.mount, &args.volume)?,
+        mounts,
         command: args
             .command
             .iter()

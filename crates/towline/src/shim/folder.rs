@@ -45,6 +45,9 @@ pub(crate) struct Spec {
     /// What of the host it finds at places of its own, the outer places first.
     #[serde(default)]
     pub(crate) mounts: Vec<Mount>,
+    /// Whether its volumes without a name go with it.
+    #[serde(default)]
+    pub(crate) remove_volumes: bool,
 }
 
 /// How far a container has come.

@@ -8,6 +8,7 @@
 //! made here, because only here can it be seen.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -45,6 +46,10 @@ pub(crate) enum Source {
         data: PathBuf,
         /// It was made for this container alone, and has a random name.
         anonymous: bool,
+        /// An empty one stays empty.
+        nocopy: bool,
+        /// Labels of one that is made.
+        labels: BTreeMap<String, String>,
     },
     /// Memory.
     Tmpfs {
@@ -287,10 +292,7 @@ mod tests {
 
     #[test]
     fn outer_places_come_first() {
-        let mut mounts: Vec<Mount> = ["/a/b/c", "/z", "/a"]
-            .into_iter()
-            .map(at)
-            .collect();
+        let mut mounts: Vec<Mount> = ["/a/b/c", "/z", "/a"].into_iter().map(at).collect();
         in_order(&mut mounts);
         let targets: Vec<_> = mounts.iter().map(|mount| mount.target.to_str()).collect();
         assert_eq!(targets, [Some("/z"), Some("/a"), Some("/a/b/c")]);

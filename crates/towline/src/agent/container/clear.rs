@@ -11,8 +11,8 @@ use netns::{Netlink, Netns};
 use vtep::fdb::PortId;
 
 use super::{Agent, Drain, held, host_interface, is_running, mount_points};
-use crate::agent::Member;
 use crate::agent::state::EndpointRecord;
+use crate::agent::{Member, volumes};
 use crate::shim::EXIT_SIGNAL;
 use crate::shim::folder::{self, Exit, Folder, Phase, Spec};
 use crate::shim::process::{Victims, kill_all, wait_ended};
@@ -58,6 +58,7 @@ pub(super) fn remove(
     agent: &Arc<Agent>,
     name: &str,
     force: bool,
+    with_volumes: bool,
     drain: Drain,
 ) -> anyhow::Result<Option<String>> {
     let (folder, spec) = if force {
@@ -88,6 +89,7 @@ pub(super) fn remove(
             );
         }
         spec.remove = true;
+        spec.remove_volumes |= with_volumes;
         folder.write_spec(&spec)?;
         if running {
             folder.running()?.map(|running| running.shim)
@@ -129,7 +131,7 @@ pub(super) fn remove(
 pub(crate) fn remove_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for (_, spec) in agent.containers.all()? {
-        if let Err(error) = remove(agent, &spec.name, true, Drain::No) {
+        if let Err(error) = remove(agent, &spec.name, true, true, Drain::No) {
             failed.push(format!("{}: {error:#}", spec.name));
         }
     }
@@ -171,6 +173,9 @@ pub(super) fn clear(agent: &Arc<Agent>, folder: &Folder, spec: &mut Spec) -> any
             .is_some_and(|running| running.command.is_some()),
     };
     if spec.remove || !started {
+        if spec.remove_volumes || !started {
+            volumes::remove_anonymous(agent, spec)?;
+        }
         tell(agent, control::Request::ReleaseName(spec.name.clone()));
         folder
             .remove()

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use super::{Agent, is_running};
 use crate::agent::Member;
 use crate::agent::state::State;
-use crate::api::container::{Container, GatewayPlace, Located, Part, Place};
+use crate::api::container::{Container, GatewayPlace, Located, MountPlace, Part, Place};
 use crate::shim::folder::{Folder, Phase, Spec};
+use crate::shim::mount::{Mount, Source};
 
 /// The containers of this host, the newest first.
 pub(super) fn list(agent: &Agent, all: bool) -> anyhow::Result<Vec<Container>> {
@@ -45,6 +46,21 @@ pub(crate) fn names(agent: &Agent) -> anyhow::Result<Vec<String>> {
         .filter(|(_, spec)| spec.phase != Phase::Exited)
         .map(|(_, spec)| spec.name)
         .collect())
+}
+
+fn mount_place(mount: &Mount) -> MountPlace {
+    let (kind, name) = match &mount.source {
+        Source::Bind(_) => ("bind", None),
+        Source::Volume { name, .. } => ("volume", Some(name.clone())),
+        Source::Tmpfs { .. } => ("tmpfs", None),
+    };
+    MountPlace {
+        kind: kind.to_owned(),
+        name,
+        source: mount.path().map(|path| path.display().to_string()),
+        target: mount.target.display().to_string(),
+        readonly: mount.readonly,
+    }
 }
 
 fn describe(folder: &Folder, spec: &Spec, state: &State, member: Option<&Member>) -> Container {
@@ -107,6 +123,7 @@ fn describe(folder: &Folder, spec: &Spec, state: &State, member: Option<&Member>
             }
         }),
         ports: attachment.map_or_else(Vec::new, |attachment| attachment.publish.clone()),
+        mounts: spec.mounts.iter().map(mount_place).collect(),
         gwbridge: attachment.map(|attachment| GatewayPlace {
             interface: attachment.ifname.clone(),
             host_interface: attachment.host_ifname.clone(),

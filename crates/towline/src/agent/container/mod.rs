@@ -23,19 +23,21 @@ mod reconcile;
 mod source;
 mod watch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, bail};
 
 use super::Agent;
+use super::locks::Locks;
 use crate::api::container::{Request, Response};
 use crate::shim::folder::{Folder, Phase, Spec};
 
 pub(crate) use clear::{release_endpoint, remove_all};
 use drain::Drain;
 pub(crate) use list::names;
+pub(crate) use mount_points::mounted;
 pub(crate) use prepare::{attach, port_spec};
 pub(crate) use reconcile::{in_background, lost, owned, reconcile, start};
 
@@ -45,7 +47,7 @@ pub(crate) struct Containers {
     dir: PathBuf,
     watcher: watch::Watcher,
     /// One at a time changes a container.
-    locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    locks: Locks,
     /// Containers whose interfaces this process serves.
     served: Mutex<HashSet<String>>,
     /// What the manager could not be told yet.
@@ -64,7 +66,7 @@ impl Containers {
         Ok(Self {
             dir,
             watcher: watch::Watcher::new().context("can't watch processes")?,
-            locks: Mutex::default(),
+            locks: Locks::default(),
             served: Mutex::default(),
             unsent: Mutex::default(),
             mount_points: Mutex::default(),
@@ -84,14 +86,11 @@ impl Containers {
 
     /// What serialises changes of the container `name`.
     fn lock(&self, name: &str) -> Arc<Mutex<()>> {
-        let mut locks = held(&self.locks);
-        // Nobody can take one up meanwhile: that needs the map.
-        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        Arc::clone(locks.entry(name.to_owned()).or_default())
+        self.locks.of(name)
     }
 
     /// All containers. A folder that can't be read is left alone and reported.
-    fn all(&self) -> anyhow::Result<Vec<(Folder, Spec)>> {
+    pub(crate) fn all(&self) -> anyhow::Result<Vec<(Folder, Spec)>> {
         let mut found = Vec::new();
         for name in self.folders()? {
             let folder = self.folder(&name)?;
@@ -176,11 +175,15 @@ pub(crate) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Res
         Request::Remove {
             name,
             force,
+            volumes,
             drain_timeout,
-        } => match clear::remove(agent, &name, force, Drain::Within(drain_timeout))? {
-            Some(name) => Response::Removed(name),
-            None => Response::Done,
-        },
+        } => {
+            let drain = Drain::Within(drain_timeout);
+            match clear::remove(agent, &name, force, volumes, drain)? {
+                Some(name) => Response::Removed(name),
+                None => Response::Done,
+            }
+        }
     })
 }
 
@@ -215,7 +218,7 @@ fn is_running(folder: &Folder, spec: &Spec) -> bool {
         })
 }
 
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each use changes one entry at a time, so a panic elsewhere leaves nothing half done.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

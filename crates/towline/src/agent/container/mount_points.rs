@@ -142,7 +142,10 @@ fn remove(point: &Path) -> std::io::Result<()> {
 }
 
 /// Where something is mounted, in any mount namespace of this machine: other agents' containers use the same files.
-fn mounted() -> anyhow::Result<HashSet<PathBuf>> {
+///
+/// # Errors
+/// When `/proc` can't be read.
+pub(crate) fn mounted() -> anyhow::Result<HashSet<PathBuf>> {
     let mut namespaces = HashSet::new();
     let mut mounted = HashSet::new();
     for entry in fs::read_dir("/proc").context("can't read /proc")? {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::mount_points;
+use crate::agent::volumes::{self, Volumes};
 use crate::api::mount::{MountWanted, Wanted};
 use crate::shim::mount::{self, Mount, Source};
 
@@ -17,12 +18,12 @@ const TMPFS_MODE: u32 = 0o1777;
 ///
 /// # Errors
 /// Names the mount that can't be had.
-pub(super) fn settle(wanted: &[MountWanted]) -> anyhow::Result<Vec<Mount>> {
+pub(super) fn settle(on_host: &Volumes, wanted: &[MountWanted]) -> anyhow::Result<Vec<Mount>> {
     let mut mounts = wanted
         .iter()
         .map(|wanted| {
             Ok(Mount {
-                source: source(wanted)?,
+                source: source(on_host, wanted)?,
                 target: PathBuf::from(&wanted.target),
                 readonly: wanted.readonly,
             })
@@ -45,7 +46,7 @@ pub(super) fn warning(mounts: &[Mount]) -> Option<String> {
     })
 }
 
-fn source(wanted: &MountWanted) -> anyhow::Result<Source> {
+fn source(on_host: &Volumes, wanted: &MountWanted) -> anyhow::Result<Source> {
     Ok(match &wanted.source {
         Wanted::Bind { source, create } => {
             let path = PathBuf::from(source);
@@ -62,8 +63,23 @@ fn source(wanted: &MountWanted) -> anyhow::Result<Source> {
             }
             Source::Bind(path)
         }
-        Wanted::Volume { .. } => {
-            bail!("volumes are not built yet: mount a folder of this host with type=bind")
+        Wanted::Volume {
+            name,
+            nocopy,
+            labels,
+        } => {
+            volumes::check_labels(labels)?;
+            let (name, anonymous) = match name {
+                Some(name) => (name.clone(), false),
+                None => (volumes::random_name()?, true),
+            };
+            Source::Volume {
+                data: on_host.data(&name),
+                name,
+                anonymous,
+                nocopy: *nocopy,
+                labels: labels.clone(),
+            }
         }
         Wanted::Tmpfs { size, mode } => Source::Tmpfs {
             size: *size,

@@ -30,12 +30,36 @@ const TABLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Makes a container that waits for its command.
 pub(super) fn prepare(agent: &Arc<Agent>, mut request: Prepare) -> anyhow::Result<Prepared> {
-    // `leave` can't come between.
-    let _changing = agent.changing();
-    let member = agent.member()?;
     check(&mut request)?;
-    let settled = mounts::settle(&request.mounts)?;
     let client = ProcessId::of(request.client).context("the client has gone away")?;
+    let prepared = {
+        // `leave` can't come between.
+        let _changing = agent.changing();
+        prepare_one(agent, &request, &client)?
+    };
+    // Last, and with nothing held: it may take long.
+    if let Err(error) = fill(agent, &prepared.name, &client) {
+        clear::aborted(agent, &prepared.name)?;
+        return Err(error);
+    }
+    Ok(prepared)
+}
+
+/// Fills the volumes that it is the first to have.
+fn fill(agent: &Agent, name: &str, client: &ProcessId) -> anyhow::Result<()> {
+    match agent.containers.folder(name)?.spec()? {
+        Some(spec) => agent.volumes.fill_all(&spec, &|| client.is_running()),
+        None => bail!("container {name} was removed before its command was started"),
+    }
+}
+
+fn prepare_one(
+    agent: &Arc<Agent>,
+    request: &Prepare,
+    client: &ProcessId,
+) -> anyhow::Result<Prepared> {
+    let member = agent.member()?;
+    let settled = mounts::settle(&agent.volumes, &request.mounts)?;
     let id = name::random_id().context("can't make an id")?;
     let (name, given) = match &request.name {
         Some(name) => (name.clone(), true),
@@ -59,8 +83,9 @@ pub(super) fn prepare(agent: &Arc<Agent>, mut request: Prepare) -> anyhow::Resul
             client: Some(client.clone()),
             netns: None,
             mounts: settled.clone(),
+            remove_volumes: request.remove,
         };
-        match prepare_named(agent, &member, spec, &request) {
+        match prepare_named(agent, &member, spec, request) {
             Ok(prepared) => return Ok(prepared),
             Err(Refusal::Name(error)) => refused = Some(error),
             Err(Refusal::Other(error)) => return Err(error),
@@ -278,6 +303,7 @@ fn make(
     if member.control.static_tables().is_none() {
         member.services.container(&spec.name);
     }
+    agent.volumes.make_all(spec)?;
     mount_points::make(agent, spec)?;
     warnings.extend(mounts::warning(&spec.mounts));
     spec.phase = Phase::Ready;
