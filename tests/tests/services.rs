@@ -536,6 +536,27 @@ fn ports_that_cannot_be_published_and_what_is_published_to_this_host_alone() {
     });
     drop(taken);
     other.ok(&format!("service rm {}", id.trim()));
+    // A container has it for its own.
+    let own = web.cluster.container("own");
+    let [manager, other] = &web.cluster.hosts[..] else {
+        unreachable!("two hosts")
+    };
+    manager.ok(&format!(
+        "run -d --name {own} --publish 8090:80 -- sleep infinity"
+    ));
+    let refused = format!("{create} two --publish 8090:80");
+    manager.refused(&refused, 1, &["port '8090' is already in use by", &own]);
+    let id = other.ok(&refused);
+    let warned = || {
+        let status = manager.json("status --json");
+        status["cluster"]["warnings"]
+            .to_string()
+            .contains(&format!("container {own} has it"))
+    };
+    wait_until("the manager's host says so", LIMIT, warned);
+    manager.ok(&format!("rm -f {own}"));
+    wait_until("it is the service's now", LIMIT, || !warned());
+    other.ok(&format!("service rm {}", id.trim()));
     // To this host alone.
     manager.ok("service update web --publish-add 127.0.0.1:9090:80 --publish-add [::1]:9090:80");
     web.add(1, "m1");

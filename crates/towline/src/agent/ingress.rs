@@ -97,7 +97,7 @@ fn settle(agent: &Agent, member: &Member) -> anyhow::Result<()> {
     let record = keep(agent, endpoint, HOST_INTERFACE, &network)?;
     attach_host(agent, member, &record, &network)?;
     member.control.publish(record.endpoint(), EndpointState::Up);
-    member.services.host_attached();
+    member.services.host_changed();
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Context as _, bail};
 use control::service::{PublishMode, ServiceSpec};
 use control::{MemberView, Request, Response, ServiceDetails, State};
 
+use super::container::publish;
 use super::network::unexpected;
 use super::{Agent, Member, ingress};
 use crate::api::service::{self as api, Change};
@@ -82,7 +83,7 @@ fn details(member: &Member, name: &str) -> anyhow::Result<ServiceDetails> {
     }
 }
 
-/// What must be so before the manager is asked: published ports have their network, and no process of this host has one of them.
+/// What must be so before the manager is asked: published ports have their network, and nobody on this host has one of them.
 fn prepare(
     agent: &Agent,
     member: &Member,
@@ -92,11 +93,12 @@ fn prepare(
     if spec.uses_ingress() && member.services.ingress_network().is_none() {
         ingress::make_network(agent, member)?;
     }
-    check_ports(member, spec, before)
+    check_ports(agent, member, spec, before)
 }
 
-/// Refuses to publish what a process of this host has. Other hosts say so in their `status`.
+/// Refuses to publish what a program or container of this host has. Other hosts say so in their `status`.
 fn check_ports(
+    agent: &Agent,
     member: &Member,
     spec: &ServiceSpec,
     before: Option<&ServiceSpec>,
@@ -107,6 +109,13 @@ fn check_ports(
         .iter()
         .filter(|publish| publish.mode == PublishMode::Ingress && !known(publish));
     for publish in ingress {
+        if let Some(container) = publish::holder(agent, publish) {
+            bail!(
+                "port '{}' is already in use by container {container} of this host (run --publish): remove that, or publish \
+                 another port",
+                publish.published.unwrap_or_default()
+            );
+        }
         if let Err(problem) = member.services.could_publish(publish) {
             bail!(
                 "port {}/{} cannot be published: {problem} on this host; stop that, or publish another port",

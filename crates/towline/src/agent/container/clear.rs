@@ -222,6 +222,7 @@ fn release(agent: &Arc<Agent>, spec: &Spec) -> anyhow::Result<()> {
             attempt(&record.ifname, release_endpoint(agent, &member, record));
         }
         attempt("gateway bridge", release_gateway(agent, &member, spec));
+        member.services.host_changed();
     } else {
         attempt("gateway bridge", delete_link(agent, spec));
     }

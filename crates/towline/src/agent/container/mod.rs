@@ -18,7 +18,7 @@ mod mount_points;
 mod mounts;
 mod name;
 mod prepare;
-mod publish;
+pub(super) mod publish;
 mod reconcile;
 mod source;
 mod watch;

@@ -66,6 +66,18 @@ pub(super) fn reopen(
     }
 }
 
+/// The container of this host that has `publish` for its own, or a port that would be taken from it.
+pub(in crate::agent) fn holder(agent: &Agent, publish: &Publish) -> Option<String> {
+    agent.state.read(|state| {
+        let mut records = state.attachments.iter();
+        let has = |record: &&AttachmentRecord| {
+            let mut ports = record.publish.iter();
+            ports.any(|port| control::service::overlaps(port, publish))
+        };
+        records.find(has).map(|record| record.container.clone())
+    })
+}
+
 /// What the gateway bridge must know of a port; none without a number.
 fn host_port(port: &Publish) -> Option<HostPort> {
     Some(HostPort {

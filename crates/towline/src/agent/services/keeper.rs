@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use control::Epoch;
-use control::service::{PublishMode, Service};
+use control::service::{Publish, PublishMode, Service};
 use crossbeam_channel::Sender;
 use discovery::slots::mix;
 use discovery::{EntryHost, InstalledClient, InstalledEntry, InstalledMember, MemberNetwork};
@@ -18,6 +18,7 @@ use vtep::fdb::Change;
 use super::members::Members;
 use super::reserve::Reserved;
 use super::{Shared, Work};
+use crate::agent::container::publish;
 use crate::agent::tables::network_config;
 use crate::agent::{Agent, Member, ingress};
 use crate::api::service::Summary;
@@ -251,7 +252,8 @@ impl Keeper {
             .of(vni)
             .flat_map(|service| &service.spec.publish)
             .filter(|publish| publish.mode == PublishMode::Ingress);
-        self.host.reserved.settle(&agent.netns, published);
+        let holder = |published: &Publish| publish::holder(agent, published);
+        self.host.reserved.settle(&agent.netns, published, holder);
         let networks = agent.state.read(|state| state.networks.clone());
         let subnets = networks
             .iter()

@@ -184,8 +184,8 @@ impl Services {
         });
     }
 
-    /// This host has its port on the network of published ports.
-    pub(crate) fn host_attached(&self) {
+    /// This host has its port on the network of published ports, or a container has let go of ports of its own.
+    pub(crate) fn host_changed(&self) {
         self.send(Work::Host);
     }
 

@@ -1,8 +1,8 @@
-//! Published ports of this host that no process may have besides.
+//! Published ports of this host that no process and no container may have besides.
 //!
 //! A published port is taken before any socket sees it, so a process that has it would be robbed in silence, and one that comes later
-//! would wait for nobody. Each port is therefore bound, without listening, for as long as it is published. One that is bound already
-//! is not published here, and `status` says so.
+//! would wait for nobody. Each port is therefore bound, without listening, for as long as it is published. One that is bound already,
+//! or is a container's own, is not published here, and `status` says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -35,11 +35,13 @@ enum Held {
 }
 
 impl Reserved {
-    /// Reserves these ports and no others. Those that were not to be had are tried again.
+    /// Reserves these ports and no others, but for those that are a container's own: `holder` names it. Those that were not
+    /// to be had are tried again.
     pub(super) fn settle<'a>(
         &mut self,
         netns: &Netns,
         wanted: impl IntoIterator<Item = &'a Publish>,
+        holder: impl Fn(&Publish) -> Option<String>,
     ) {
         let mut before = std::mem::take(&mut self.ports);
         for publish in wanted {
@@ -47,8 +49,15 @@ impl Reserved {
                 continue;
             };
             let key = (publish.protocol, number);
-            let port = match before.remove(&key) {
-                Some(port) if port.on == publish.on && matches!(port.held, Ok(Held::By { .. })) => {
+            let before = before.remove(&key);
+            let port = match (before, holder(publish)) {
+                (_, Some(container)) => Port {
+                    on: publish.on.clone(),
+                    held: Err(format!("container {container} has it (run --publish)")),
+                },
+                (Some(port), None)
+                    if port.on == publish.on && matches!(port.held, Ok(Held::By { .. })) =>
+                {
                     port
                 }
                 _ => Port {
@@ -60,7 +69,7 @@ impl Reserved {
         }
     }
 
-    /// Ports that a process of this host has.
+    /// Ports that somebody on this host has.
     pub(super) fn taken(&self) -> BTreeSet<(Protocol, u16)> {
         let taken = self.ports.iter().filter(|(_, port)| port.held.is_err());
         taken.map(|(&key, _)| key).collect()
@@ -177,6 +186,25 @@ mod tests {
         }
     }
 
+    fn nobody(_: &Publish) -> Option<String> {
+        None
+    }
+
+    #[test]
+    fn a_containers_own_port_is_left_to_it_until_it_goes() {
+        let netns = Netns::current().expect("every thread has one");
+        let free = TcpListener::bind(("::1", 0)).and_then(|socket| socket.local_addr());
+        let port = free.expect("a port is free").port();
+        let wanted = [publish(Protocol::Tcp, port)];
+        let mut reserved = Reserved::default();
+        reserved.settle(&netns, &wanted, |_| Some("c1".to_owned()));
+        assert_eq!(reserved.taken(), [(Protocol::Tcp, port)].into());
+        assert!(reserved.problems()[0].contains("container c1"));
+        assert!(TcpListener::bind(("::1", port)).is_ok(), "not bound");
+        reserved.settle(&netns, &wanted, nobody);
+        assert!(reserved.taken().is_empty());
+    }
+
     #[test]
     fn a_port_of_another_program_is_left_to_it() {
         let netns = Netns::current().expect("every thread has one");
@@ -186,13 +214,13 @@ mod tests {
         let udp = (udp.local_addr().expect("bound").port(), udp);
         let wanted = [publish(Protocol::Tcp, tcp.0), publish(Protocol::Udp, udp.0)];
         let mut reserved = Reserved::default();
-        reserved.settle(&netns, &wanted);
+        reserved.settle(&netns, &wanted, nobody);
         let taken = [(Protocol::Tcp, tcp.0), (Protocol::Udp, udp.0)];
         assert_eq!(reserved.taken(), taken.into());
         assert!(reserved.problems()[0].contains(&tcp.0.to_string()));
         assert!(could_be(&netns, &wanted[0]).is_err());
         drop((tcp, udp));
-        reserved.settle(&netns, &wanted);
+        reserved.settle(&netns, &wanted, nobody);
         assert!(reserved.taken().is_empty(), "tried again");
     }
 
@@ -203,13 +231,13 @@ mod tests {
         let port = free.expect("a port is free").port();
         let wanted = [publish(Protocol::Tcp, port)];
         let mut reserved = Reserved::default();
-        reserved.settle(&netns, &wanted);
+        reserved.settle(&netns, &wanted, nobody);
         assert!(reserved.taken().is_empty());
         assert!(TcpListener::bind(("127.0.0.1", port)).is_err());
         assert!(TcpListener::bind(("::1", port)).is_err());
         // A second time keeps what there is, and none wanted lets go of it.
-        reserved.settle(&netns, &wanted);
-        reserved.settle(&netns, &[]);
+        reserved.settle(&netns, &wanted, nobody);
+        reserved.settle(&netns, &[], nobody);
         assert!(TcpListener::bind(("127.0.0.1", port)).is_ok());
     }
 
