@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use netns::Netns;
+use socket2::{Domain, Socket, Type};
 
 /// How long one answer may take, on a busy machine.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -148,7 +149,21 @@ impl Asking {
     /// # Errors
     /// When nobody takes the connection in time.
     pub fn connect(target: SocketAddr, limit: Duration) -> std::io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&target, limit)?;
+        Self::connect_from(0, target, limit)
+    }
+
+    /// Connects from this port, which may be in use for other targets; 0: from any.
+    ///
+    /// # Errors
+    /// When nobody takes the connection in time.
+    pub fn connect_from(port: u16, target: SocketAddr, limit: Duration) -> std::io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        if port != 0 {
+            socket.bind(&SocketAddr::new(any(target), port).into())?;
+        }
+        socket.connect_timeout(&target.into(), limit)?;
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
         stream.set_nodelay(true)?;
@@ -186,16 +201,20 @@ pub fn ask(target: SocketAddr, limit: Duration) -> std::io::Result<Answer> {
     Asking::connect(target, limit)?.ask()
 }
 
+/// No address in particular, of the target's family.
+fn any(target: SocketAddr) -> IpAddr {
+    match target {
+        SocketAddr::V4(_) => [0, 0, 0, 0].into(),
+        SocketAddr::V6(_) => [0u16; 8].into(),
+    }
+}
+
 /// One datagram with one question, from a port of its own, in the calling thread's namespace.
 ///
 /// # Errors
 /// When no answer comes within `limit`, or none from `target`.
 pub fn ask_udp(target: SocketAddr, limit: Duration) -> std::io::Result<Answer> {
-    let any: IpAddr = match target {
-        SocketAddr::V4(_) => [0, 0, 0, 0].into(),
-        SocketAddr::V6(_) => [0u16; 8].into(),
-    };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((any(target), 0))?;
     // A connected socket takes answers from the address that was asked alone.
     socket.connect(target)?;
     socket.set_read_timeout(Some(limit))?;

@@ -150,6 +150,64 @@ fn every_host_hands_connections_to_all_members_evenly_and_they_see_the_client() 
 }
 
 #[test]
+fn one_client_port_may_reach_a_member_through_several_hosts_at_once() {
+    let mut web = Web::new(3, &[], "--publish 8053:53/udp");
+    let name = web.add(1, "m1");
+    let status = web.cluster.hosts[1].json("ps --json");
+    let ips: Vec<IpAddr> = status[0]["endpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|place| place["network"] == "ingress")
+        .flat_map(|place| place["ips"].as_array().unwrap())
+        .map(|ip| ip.as_str().unwrap().parse().unwrap())
+        .collect();
+    let member = Netns::open(&name).unwrap();
+    let _udp = Server::udp(&member, &name, &ips, 53);
+    web.wait_serving(&[0, 1, 2], 1);
+    for (family, expected) in CLIENT.into_iter().enumerate() {
+        let targets = [0, 1, 2].map(|host| web.ports(host)[family]);
+        let first = web.connect(&targets[..1]).remove(0);
+        let port = first.local().port();
+        let connect = |&target| Asking::connect_from(port, target, ANSWER_LIMIT).unwrap();
+        let others = || targets[1..].iter().map(connect).collect::<Vec<_>>();
+        let mut open = web.client().run(others).unwrap();
+        open.insert(0, first);
+        for asking in open.iter_mut().rev() {
+            assert_eq!(asking.local().port(), port);
+            let answer = asking.ask().unwrap();
+            assert_eq!(answer.member, name);
+            assert_eq!(answer.client.to_string(), expected);
+        }
+        drop(open);
+        // One after the other, while what was closed has not ended at the member.
+        let one_by_one = || {
+            let mut port = 0;
+            for target in targets {
+                let mut asking = Asking::connect_from(port, target, ANSWER_LIMIT).unwrap();
+                asking.ask().unwrap();
+                port = asking.local().port();
+            }
+        };
+        for _ in 0..20 {
+            web.client().run(one_by_one).unwrap();
+        }
+        let answers = web.client().run(|| {
+            let socket = std::net::UdpSocket::bind((CLIENT[family], 0)).unwrap();
+            socket.set_read_timeout(Some(ANSWER_LIMIT)).unwrap();
+            for target in targets {
+                socket.send_to(b"?\n", (target.ip(), 8053)).unwrap();
+            }
+            let mut buffer = [0; 256];
+            targets.map(|_| socket.recv_from(&mut buffer).unwrap().1.ip())
+        });
+        let mut answered = answers.unwrap();
+        answered.sort();
+        assert_eq!(answered, targets.map(|target| target.ip()));
+    }
+}
+
+#[test]
 fn a_member_that_is_killed_or_unhealthy_gets_no_new_connections() {
     let mut web = Web::new(3, &[], CHECKED);
     let [killed, unhealthy, living] =

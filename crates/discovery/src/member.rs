@@ -4,7 +4,9 @@
 //! address. The answer must leave by that host, wherever the routes would lead it:
 //!
 //! ```text
-//! in    prerouting   the frame's source MAC ──▶ the connection's label
+//! in    zone         the frame's source MAC ──▶ the zone that the connection is looked up in
+//!       prerouting   the frame's source MAC ──▶ the connection's label
+//!       unique       another client port, where the member has a connection from that address and port by another host
 //! out   rules        from the member's ingress address, or a published UDP port: table 4789 ──▶ a gateway on `ingress`, with a
 //!                    neighbour of ours
 //!       postrouting  the label ──▶ the packet's mark and priority, because a chain at the interface sees no connection
@@ -15,8 +17,11 @@
 //! rule holds for the way back too. The label is taken from any packet of a connection that has none, so that one whose entry was
 //! lost goes on. By `ingress` come only connections to the published ports.
 //!
-//! What a member cannot do: tell apart two connections from the same address and port of one client that came by two hosts. And a UDP
-//! server that has bound no address, on a port that is published both by the ingress network and by its host alone, answers all clients
+//! Connections from one address and port of a client that came by two hosts are two connections: each host's have a zone of their
+//! own (two hosts whose MACs end in the same two bytes share one), and the member sees another port of the client for the second,
+//! because `unique` is a chain of translation, in which the kernel sees to it that no two connections are the same to the member.
+//!
+//! What a member cannot do: a UDP server that has bound no address, on a port that is published both by the ingress network and by its host alone, answers all clients
 //! beyond the subnets it knows by the ingress network.
 
 use std::collections::BTreeSet;
@@ -181,6 +186,16 @@ fn inet(plan: &MemberPlan) -> Content {
     prerouting.extend(idle_rules(&mut content, plan.idle_timeout, |comment| {
         came_in(comment).has_any(Field::State, state::NEW)
     }));
+    let before_lookup = Base::new(ChainKind::Filter, Hook::Prerouting, priority::RAW);
+    content.chain(
+        Chain::base("zone", before_lookup),
+        vec![
+            came_in("connections of each host by themselves")
+                .copy(Field::SourceMacTail, Field::OriginalZone),
+        ],
+    );
+    let unique = Base::new(ChainKind::Nat, Hook::Input, priority::SRCNAT);
+    content.chain(Chain::base("unique", unique), Vec::new());
     let mangle = |hook| Base::new(ChainKind::Filter, hook, priority::MANGLE);
     content.chain(
         Chain::base("prerouting", mangle(Hook::Prerouting)),

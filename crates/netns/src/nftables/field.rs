@@ -36,6 +36,8 @@ pub enum Field {
     Priority,
     /// The Ethernet source address.
     SourceMac,
+    /// The last 2 bytes of the Ethernet source address.
+    SourceMacTail,
     /// The Ethernet destination address.
     DestinationMac,
     /// The first 4 bytes of the Ethernet destination address.
@@ -50,6 +52,9 @@ pub enum Field {
     ConnectionMark,
     /// The connection's label, 16 bytes. A connection whose first packet came before any rule spoke of labels has none.
     Label,
+    /// The zone in which the connection is looked up in the direction of its first packet, 2 bytes: connections of different
+    /// zones may have the same addresses and ports. To be set before connections are looked up ([`super::priority::RAW`]).
+    OriginalZone,
     /// 0 in the direction of the connection's first packet, 1 in the other.
     Direction,
     /// The destination port that the connection's first packet had before any translation.
@@ -104,6 +109,8 @@ impl Field {
             Self::SourcePort
             | Self::DestinationPort
             | Self::OriginalDestinationPort
+            | Self::OriginalZone
+            | Self::SourceMacTail
             | Self::DestinationMacTail => 2,
             Self::Protocol | Self::PacketFamily | Self::Direction => 1,
             Self::SourceMac | Self::DestinationMac => 6,
@@ -131,6 +138,7 @@ impl Field {
             Self::DestinationMacHead => Part(LINK, 0, 4),
             Self::DestinationMacTail => Part(LINK, 4, 2),
             Self::SourceMac => Part(LINK, 6, 6),
+            Self::SourceMacTail => Part(LINK, 10, 2),
             _ => return None,
         })
     }
@@ -157,6 +165,7 @@ impl Field {
             Self::ConnectionMark => (3, false),
             Self::OriginalDestinationPort => (12, true),
             Self::Label => (13, false),
+            Self::OriginalZone => (17, true),
             Self::OriginalDestination4 => (20, true),
             Self::OriginalDestination6 => (22, true),
             _ => return None,
@@ -211,9 +220,12 @@ impl Field {
                 data.u32(7, 0);
                 data.u32(8, 0);
             });
-        } else if let Some((key, _)) = self.connection() {
+        } else if let Some((key, original)) = self.connection() {
             write(list, "ct", |data| {
                 data.u32(2, key);
+                if original {
+                    data.u8(3, 0);
+                }
                 data.u32(4, register);
             });
         } else {
