@@ -12,6 +12,8 @@ mod own;
 mod restore;
 pub(crate) mod services;
 mod stream;
+#[cfg(test)]
+mod testing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};

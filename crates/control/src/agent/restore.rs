@@ -65,22 +65,15 @@ impl Agent {
 mod tests {
     use std::net::{IpAddr, SocketAddr};
 
-    use vtep::{MacAddr, Vni};
-
     use super::*;
     use crate::agent::Output;
+    use crate::agent::testing::{row, rows, vni};
     use crate::epoch::Epoch;
     use crate::host::{HostInfo, HostView};
-    use crate::message::{Rows, ToManager};
+    use crate::message::ToManager;
     use crate::network::Network;
     use crate::request::Event;
     use crate::row::{Row, State};
-
-    const VNI: u32 = 4096;
-
-    fn vni() -> Vni {
-        Vni::new(VNI).unwrap()
-    }
 
     fn host(n: u8) -> HostInfo {
         crate::testing::host_info(HostId::from_bytes([n; 16]), n.into(), [192, 0, 2, n])
@@ -95,32 +88,6 @@ mod tests {
         agent
     }
 
-    fn row(last: u8, counter: u64, state: State) -> Row {
-        Row {
-            ip: [10, 0, 9, last].into(),
-            epoch: Epoch::new(1, counter),
-            owner: HostId::from_bytes([1; 16]),
-            owner_seq: 1,
-            state,
-            mac: MacAddr::new([2, 0, 10, 0, 9, last]),
-            member: None,
-            names: None,
-        }
-    }
-
-    fn rows(from: u64, to: u64, rows: Vec<Row>) -> ToAgent {
-        ToAgent::Rows(Rows {
-            vni: vni(),
-            generation: 1,
-            from,
-            to,
-            part: 0,
-            last: true,
-            settled: true,
-            rows,
-        })
-    }
-
     /// What a manager says to an agent that has just said hello.
     fn news() -> Vec<ToAgent> {
         let view = |n, up| HostView {
@@ -133,7 +100,7 @@ mod tests {
             control: None,
         };
         let network: Network = serde_json::from_value(serde_json::json!({
-            "id": "n1", "name": "net1", "vni": VNI,
+            "id": "n1", "name": "net1", "vni": vni().get(),
             "subnets": [{"net": "10.0.9.0/24", "gateway": "10.0.9.1"}],
             "gateway_mac": "06:74:6c:00:10:00", "mtu": 1450, "flood": true,
             "labels": {}, "options": {}, "created": 0, "epoch": Epoch::new(1, 2),
@@ -154,8 +121,12 @@ mod tests {
                 removed: Vec::new(),
             },
             ToAgent::Network(network),
-            rows(0, 20, vec![row(2, 10, State::Up), row(3, 20, State::Up)]),
-            rows(20, 30, vec![row(2, 30, State::Free)]),
+            ToAgent::Rows(rows(
+                0,
+                20,
+                vec![row(2, 10, State::Up), row(3, 20, State::Up)],
+            )),
+            ToAgent::Rows(rows(20, 30, vec![row(2, 30, State::Free)])),
         ]
     }
 
@@ -219,7 +190,7 @@ mod tests {
             )));
             // A manager with an older store cannot take it back.
             second.handle_message(
-                rows(0, 25, vec![row(2, 10, State::Up)]),
+                ToAgent::Rows(rows(0, 25, vec![row(2, 10, State::Up)])),
                 Duration::from_secs(61),
             );
             let ip: IpAddr = [10, 0, 9, 2].into();

@@ -385,35 +385,10 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::testing::{row, rows};
     use crate::row::State;
 
     const NOW: Duration = Duration::from_secs(1);
-
-    fn row(last: u8, counter: u64, state: State) -> Row {
-        Row {
-            ip: [10, 0, 9, last].into(),
-            epoch: Epoch::new(1, counter),
-            owner: HostId::from_bytes([1; 16]),
-            owner_seq: 1,
-            state,
-            mac: MacAddr::new([2, 0, 10, 0, 9, last]),
-            member: None,
-            names: None,
-        }
-    }
-
-    fn rows(from: u64, to: u64, rows: Vec<Row>) -> Rows {
-        Rows {
-            vni: Vni::new(4096).unwrap(),
-            generation: 1,
-            from,
-            to,
-            part: 0,
-            last: true,
-            settled: true,
-            rows,
-        }
-    }
 
     /// An address that was leased ahead is used: its epoch was drawn long before its row was made.
     fn old_epoch_in_new_row() -> Rows {

@@ -5,14 +5,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use control::manager::GRACE;
-use control::{Endpoint, EndpointState, Epoch, MemberState, Response, State, TableChange};
+use control::service::ServiceSpec;
+use control::{Endpoint, EndpointState, Epoch, MemberState, Request, Response, State, TableChange};
 use vtep::{MacAddr, Vni};
 
 use crate::check::sorted;
 use crate::faults::remove;
 use crate::net::Weather;
 use crate::plane::Plane;
-use crate::world::World;
+use crate::world::{World, network_name};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -302,4 +303,82 @@ fn a_host_that_restarts_with_an_older_state_converges() {
         State::Free,
         "nobody holds it"
     );
+}
+
+/// A member is about to go: its host may end it once nobody sends it connections any more, and is told who still may.
+#[test]
+fn a_member_goes_when_every_host_that_is_there_has_heard_that_it_serves_no_more() {
+    let (mut world, vni) = one_network(4);
+    let name = network_name(0);
+    let spec = ServiceSpec::named("web", &name);
+    assert!(world.call(0, Request::CreateService(spec)).is_ok());
+    for host in 0..3 {
+        started(&mut world, host, vni);
+    }
+    // The last host is on no network, and is not waited for.
+    world.run(GRACE);
+    let which = 1;
+    world.serve(which, true);
+    world.run(SECOND);
+    let host = (0..3)
+        .find(|&host| {
+            world.hosts[host]
+                .runs
+                .iter()
+                .any(|(e, _)| e.member.is_some())
+        })
+        .expect("one is a member");
+    let other = (host + 1) % 3;
+    let serving = |world: &World, of: usize| {
+        let agent = world.hosts[of].agent.as_ref().unwrap();
+        let rows = agent.table(vni).unwrap().rows();
+        rows.filter_map(|row| row.member)
+            .any(|member| member.serving)
+    };
+    assert!(serving(&world, other));
+    // One that is cut off has not heard, until it counts as lost.
+    world.part(other, 60_000);
+    world.serve(which, false);
+    world.run(SECOND / 10);
+    let ask = |world: &mut World| {
+        let (endpoint, _) = world.hosts[host].runs[0].clone();
+        let row = {
+            let agent = world.hosts[host].agent.as_ref().unwrap();
+            agent
+                .table(vni)
+                .unwrap()
+                .row(endpoint.ips[0])
+                .unwrap()
+                .clone()
+        };
+        assert!(row.member.is_some_and(|member| !member.serving));
+        let answer = world.call(
+            host,
+            Request::Confirmed {
+                vni,
+                epoch: endpoint.epoch,
+                owner_seq: row.owner_seq,
+            },
+        );
+        let Ok(Response::Confirmed { waiting }) = answer else {
+            panic!("{answer:?}");
+        };
+        waiting
+    };
+    let lost = world.hosts[other].info.name.clone();
+    assert_eq!(ask(&mut world), std::slice::from_ref(&lost));
+    assert!(serving(&world, other), "it cannot have heard");
+    world.run(SECOND * 3);
+    assert_eq!(
+        ask(&mut world),
+        Vec::<String>::new(),
+        "{lost} counts as lost"
+    );
+    // Back again, it hears before anybody could ask.
+    world.heal(other);
+    world.run(SECOND * 5);
+    assert_eq!(ask(&mut world), Vec::<String>::new());
+    assert!(!serving(&world, other));
+    world.settle();
+    world.check_settled();
 }
