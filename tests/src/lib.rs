@@ -13,6 +13,7 @@ use netns::Netns;
 
 pub mod cluster;
 pub mod frames;
+pub mod lab;
 pub mod member;
 pub mod ovs;
 pub mod packet;

@@ -1,4 +1,5 @@
-//! Agents: real `towline agent` processes, one in each host, and asking them through the `towline` command line.
+//! Agents: real `towline agent` processes, one in each host, and asking them through the `towline` command line. In a
+//! virtual machine they lie where they do on any machine.
 //!
 //! Nothing here knows more of them than a user does: the program's commands and their `--json`.
 
@@ -16,10 +17,16 @@ use serde::de::DeserializeOwned;
 use crate::interrupt;
 use crate::name::{Kind, LabName, Role};
 use crate::process::Process;
-use crate::state::Folder;
+use crate::spot::Spot;
+use crate::state::{Folder, Settings};
+use crate::vm::Machine;
 
 /// How long an agent may take from its start to its first answer.
 const START_PATIENCE: Duration = Duration::from_secs(15);
+/// The same in a virtual machine, whose processor may be slow.
+const GUEST_START_PATIENCE: Duration = Duration::from_secs(60);
+/// Where a virtual machine's agent writes what it has to say.
+const GUEST_LOG: &str = "/var/log/towline.log";
 /// Lines of an agent's log that an error shows.
 const LOG_TAIL: usize = 5;
 
@@ -44,13 +51,33 @@ fn towline() -> anyhow::Result<Command> {
 pub(crate) struct Host {
     /// The host's name, which is its namespace's.
     pub(crate) name: String,
-    netns: Netns,
+    /// Where its programs run.
+    pub(crate) spot: Spot,
     folder: PathBuf,
     socket: PathBuf,
 }
 
 impl Host {
-    /// A host that `lab up` or the bench has made.
+    /// A host that `lab up` has made: a namespace, or a virtual machine.
+    pub(crate) fn of(
+        lab: &LabName,
+        folder: &Folder,
+        settings: &Settings,
+        host: u16,
+    ) -> anyhow::Result<Self> {
+        if settings.is_machine(host) {
+            Ok(Self {
+                name: lab.of(Role::Node(Kind::Host, host)),
+                spot: Spot::Guest(Machine::open(folder, lab, host)?, None),
+                folder: folder.host_path(Kind::Host, host),
+                socket: folder.socket(Kind::Host, host),
+            })
+        } else {
+            Self::open(lab, folder, Kind::Host, host)
+        }
+    }
+
+    /// A host in a namespace, that `lab up` or the bench has made.
     pub(crate) fn open(
         lab: &LabName,
         folder: &Folder,
@@ -59,15 +86,27 @@ impl Host {
     ) -> anyhow::Result<Self> {
         let name = lab.of(Role::Node(kind, host));
         Ok(Self {
-            netns: Netns::open(&name)?,
+            spot: Spot::Here(Netns::open(&name)?),
             name,
             folder: folder.host(kind, host)?,
             socket: folder.socket(kind, host),
         })
     }
 
+    /// Where a container of this host runs.
+    pub(crate) fn container(&self, name: &str) -> anyhow::Result<Spot> {
+        Ok(match &self.spot {
+            Spot::Here(_) => Spot::Here(Netns::open(name)?),
+            Spot::Guest(machine, _) => Spot::Guest(machine.clone(), Some(name.to_owned())),
+        })
+    }
+
     /// Starts the host's agent, in a process group of its own, and returns at once.
     pub(crate) fn start_agent(&self, options: &[&str]) -> anyhow::Result<Agent> {
+        let netns = match &self.spot {
+            Spot::Here(netns) => netns,
+            Spot::Guest(machine, _) => return self.start_agent_in(machine, options),
+        };
         let log_path = self.folder.join("agent.log");
         let log = File::create(&log_path)
             .with_context(|| format!("can't write {}", log_path.display()))?;
@@ -89,29 +128,48 @@ impl Host {
             .stdout(log.try_clone().context("can't share the agent's log")?)
             .stderr(log)
             .process_group(0);
-        let child = self
-            .netns
+        let child = netns
             .run(|| command.spawn())?
             .with_context(|| format!("can't start the agent of {}", self.name))?;
         let process = Process::of(child.id())
             .with_context(|| format!("the agent of {} vanished", self.name))?;
         Ok(Agent {
             host: self.clone(),
-            child,
+            child: Some(child),
             process,
             log: log_path,
+        })
+    }
+
+    /// The same in a virtual machine, where the agent is as on any machine.
+    fn start_agent_in(&self, machine: &Machine, options: &[&str]) -> anyhow::Result<Agent> {
+        let script = format!("setsid \"$0\" \"$@\" >{GUEST_LOG} 2>&1 </dev/null &");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &script, "towline", "agent", "--name", &self.name])
+            .args(options);
+        let output = self.spot.output(&mut command)?;
+        if !output.status.success() {
+            bail!(
+                "can't start the agent of {}: {}",
+                self.name,
+                plain(&String::from_utf8_lossy(&output.stderr))
+            );
+        }
+        Ok(Agent {
+            host: self.clone(),
+            child: None,
+            process: machine.process,
+            log: PathBuf::from(GUEST_LOG),
         })
     }
 
     /// Runs `towline ARGUMENTS` as if on this host.
     fn client(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let mut command = towline()?;
-        command
-            .args(arguments)
-            .env("TOWLINE_SOCKET", &self.socket)
-            .stdin(Stdio::null());
-        self.netns
-            .run(|| command.output())?
+        command.args(arguments).env("TOWLINE_SOCKET", &self.socket);
+        self.spot
+            .output(&mut command)
             .with_context(|| format!("can't run towline {} on {}", arguments.join(" "), self.name))
     }
 
@@ -139,7 +197,7 @@ fn checked(host: &str, arguments: &[&str], output: Output) -> anyhow::Result<Out
         return Ok(output);
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().strip_prefix("towline: ").unwrap_or(said.trim());
+    let said = plain(&said);
     // The command's name is enough: a join's token has no place in a message.
     let command = arguments
         .iter()
@@ -150,26 +208,36 @@ fn checked(host: &str, arguments: &[&str], output: Output) -> anyhow::Result<Out
     bail!("'towline {command}' on {host}: {said}")
 }
 
+/// What the program has said on stderr, without its name.
+pub(crate) fn plain(said: &str) -> &str {
+    said.trim().strip_prefix("towline: ").unwrap_or(said.trim())
+}
+
 /// An agent that was just started.
 #[derive(Debug)]
 pub(crate) struct Agent {
     host: Host,
-    child: Child,
+    /// None in a virtual machine.
+    child: Option<Child>,
     process: Process,
     log: PathBuf,
 }
 
 impl Agent {
+    /// The agent, or the virtual machine that it is in.
     pub(crate) const fn process(&self) -> Process {
         self.process
     }
 
     /// Waits until it takes requests.
     pub(crate) fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let Some(child) = &mut self.child else {
+            return self.wait_ready_in_guest();
+        };
         let deadline = Instant::now() + START_PATIENCE;
         while UnixStream::connect(&self.host.socket).is_err() {
             interrupt::check()?;
-            if let Some(status) = self.child.try_wait().context("can't look after an agent")? {
+            if let Some(status) = child.try_wait().context("can't look after an agent")? {
                 bail!(
                     "the agent of {} ended ({status}){}",
                     self.host.name,
@@ -186,6 +254,30 @@ impl Agent {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    /// The same by a command in the guest, where the agent's socket is.
+    fn wait_ready_in_guest(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + GUEST_START_PATIENCE;
+        loop {
+            interrupt::check()?;
+            let Err(error) = self.host.towline(&["ps"]) else {
+                return Ok(());
+            };
+            if Instant::now() > deadline || !self.process.alive() {
+                let mut show = Command::new("tail");
+                show.args(["-n", &LOG_TAIL.to_string()]).arg(&self.log);
+                let log = self.host.spot.output(&mut show).map(|output| output.stdout);
+                return Err(error.context(format!(
+                    "the agent of {} takes no requests; the end of its log: {}",
+                    self.host.name,
+                    String::from_utf8_lossy(&log.unwrap_or_default())
+                        .trim()
+                        .replace('\n', "; ")
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 }
 

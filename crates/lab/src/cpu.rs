@@ -1,4 +1,4 @@
-//! Edge: CPU time of groups of processes, by control groups of either version, and of ksoftirqd.
+//! Edge: CPU time of groups of processes, by control groups of either version, of single processes, and of ksoftirqd.
 //!
 //! Packets are also handled in whatever process was running when they came (softirq); Linux counts that time as that
 //! process's, unless the kernel was built with CONFIG_IRQ_TIME_ACCOUNTING. What is put off runs in ksoftirqd.
@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::name::LabName;
+use crate::process::Process;
 
 /// The unit of times in /proc/PID/stat: USER_HZ is 100 on every architecture Towline runs on.
 const TICK: Duration = Duration::from_millis(10);
@@ -164,6 +165,17 @@ pub(crate) fn ksoftirqd() -> Duration {
         .sum()
 }
 
+/// CPU time of processes with all their threads; of one that has ended, nothing.
+pub(crate) fn of_processes(processes: &[Process]) -> Duration {
+    processes
+        .iter()
+        .filter_map(|process| {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).ok()?;
+            ticks(&stat)
+        })
+        .sum()
+}
+
 /// CPU time of one thread: in nanoseconds where the kernel tells, else in ticks.
 fn thread_time(path: &Path) -> Option<Duration> {
     if let Ok(text) = fs::read_to_string(path.join("schedstat")) {
@@ -174,7 +186,11 @@ fn thread_time(path: &Path) -> Option<Duration> {
             .ok()
             .map(Duration::from_nanos);
     }
-    let stat = fs::read_to_string(path.join("stat")).ok()?;
+    ticks(&fs::read_to_string(path.join("stat")).ok()?)
+}
+
+/// CPU time in a stat file of /proc: a thread's, or a whole process's.
+fn ticks(stat: &str) -> Option<Duration> {
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
     // Fields 14 and 15 of all: time in user mode and in the kernel.
     let (user, system): (u32, u32) = (

@@ -1,7 +1,7 @@
 //! `towline lab down`: everything of a lab goes, whatever there is of it.
 //!
-//! It goes by names, not by what was written down: namespaces of the lab's names, the processes in them, agents and
-//! shims with paths in the lab's folder. So it works after a crash at any moment, and a second time.
+//! It goes by names, not by what was written down: namespaces of the lab's names, the processes in them, agents,
+//! shims and virtual machines with paths in the lab's folder. So it works after a crash at any moment, and a second time.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -49,15 +49,16 @@ pub(crate) fn take_down_bench(lab: &LabName, folder: &Folder) -> anyhow::Result<
 
 fn remove(lab: &LabName, folder: &Folder, which: impl Fn(Role) -> bool) -> anyhow::Result<bool> {
     let whole = which(Role::Switch);
+    let root = rustix::process::geteuid().is_root();
     let mut names = BTreeSet::new();
     let mut any = false;
     // Until nobody is left who could make a namespace or start a process after it was looked for.
     loop {
-        names.extend(
-            Netns::list()?
-                .into_iter()
-                .filter(|name| lab.role(name).is_some_and(&which)),
-        );
+        // Who is not root has none, and those of the lab's name are root's.
+        if root {
+            let listed = Netns::list()?.into_iter();
+            names.extend(listed.filter(|name| lab.role(name).is_some_and(&which)));
+        }
         if whole {
             // Containers that a user has started on the lab's hosts, under names of their own.
             names.extend(folder.containers().into_iter().map(|(name, _)| name));
@@ -79,7 +80,7 @@ fn remove(lab: &LabName, folder: &Folder, which: impl Fn(Role) -> bool) -> anyho
     Ok(any)
 }
 
-/// Processes in these namespaces, and the agents and shims of the lab's folder.
+/// Processes in these namespaces, and the agents, shims and virtual machines of the lab's folder.
 fn processes(
     names: &BTreeSet<String>,
     folder: Option<&Folder>,
@@ -95,7 +96,7 @@ fn processes(
         .filter(|process| process.pid != own && process.alive())
         .filter(|process| {
             process.netns().is_some_and(|id| ids.contains(&id))
-                || folder.is_some_and(|folder| process.is_towline_of(folder.path()))
+                || folder.is_some_and(|folder| process.belongs_to(folder.path()))
         })
         .collect())
 }
@@ -105,7 +106,7 @@ fn shims_namespaces(processes: &HashSet<Process>, folder: &Path) -> anyhow::Resu
     let root = Netns::current()?.id();
     let ids: HashSet<(u64, u64)> = processes
         .iter()
-        .filter(|process| process.is_towline_of(folder))
+        .filter(|process| process.belongs_to(folder))
         .filter_map(|process| process.netns())
         .filter(|&id| id != root)
         .collect();

@@ -3,15 +3,16 @@
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
 use netns::Netns;
 
-use crate::agent;
-use crate::name::{LabName, Role};
-use crate::state::Folder;
-use crate::sysfs;
+use crate::agent::{self, Host};
+use crate::name::{Kind, LabName, Role};
+use crate::spot::Spot;
+use crate::state::{Folder, Settings};
+use crate::{sysfs, up};
 
 /// Options of `lab exec`.
 #[derive(Debug, clap::Args)]
@@ -31,12 +32,19 @@ pub struct ExecArgs {
 
 /// Becomes the command; returns only when that fails.
 pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
-    crate::require_root("lab exec")?;
     let lab = match args.name.clone().or_else(|| LabName::owning(&args.target)) {
         Some(lab) => lab,
         None => "lab".parse()?,
     };
+    crate::require_rights("lab exec", &lab)?;
     let folder = Folder::of(&lab);
+    let state = folder.read();
+    if let Some(settings) = state.map(|state| state.settings)
+        && settings.vms > 0
+        && let Some(spot) = guest(&lab, &folder, &settings, &in_full(&lab, &args.target))?
+    {
+        return relay(&spot, &args.command);
+    }
     let containers = folder.containers();
     let target = in_full(&lab, &args.target);
     let socket = match lab.role(&target) {
@@ -74,6 +82,52 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     ))
 }
 
+/// The place of this name, if it is a virtual machine or a container in one, whatever that is called.
+fn guest(
+    lab: &LabName,
+    folder: &Folder,
+    settings: &Settings,
+    target: &str,
+) -> anyhow::Result<Option<Spot>> {
+    let (host, container) = match lab.role(target) {
+        Some(Role::Node(Kind::Host, host)) => (host, None),
+        Some(Role::Container(Kind::Host, host, _)) => (host, Some(target)),
+        Some(_) => return Ok(None),
+        None => {
+            let manager = Host::of(lab, folder, settings, 1)?;
+            let mut endpoints = up::endpoints(&manager)?.into_iter();
+            let found = endpoints.find(|endpoint| endpoint.container == target);
+            match found.and_then(|endpoint| lab.role(&endpoint.host)) {
+                Some(Role::Node(_, host)) => (host, Some(target)),
+                _ => return Ok(None),
+            }
+        }
+    };
+    if !settings.is_machine(host) {
+        return Ok(None);
+    }
+    let host = Host::of(lab, folder, settings, host)?;
+    Ok(Some(match container {
+        None => host.spot,
+        Some(name) => host.container(name)?,
+    }))
+}
+
+/// Runs the command in a virtual machine, and exits as it does. It gets no terminal of its own.
+fn relay(spot: &Spot, command: &[OsString]) -> anyhow::Result<ExitCode> {
+    let mut words = Command::new(&command[0]);
+    words.args(&command[1..]);
+    let streams = [Stdio::inherit(), Stdio::inherit(), Stdio::inherit()];
+    let status = spot
+        .spawn(&mut words, streams)?
+        .wait()
+        .context("can't wait for the command")?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
 /// `h1` of the lab `lab` is `lab-h1`.
 fn in_full(lab: &LabName, target: &str) -> String {
     let full = format!("{lab}-{target}");
@@ -86,8 +140,8 @@ fn in_full(lab: &LabName, target: &str) -> String {
 
 /// Why there is no such host or container, and which there are.
 fn unknown(lab: &LabName, folder: &Folder, target: &str) -> anyhow::Error {
-    let listed = match (folder.open(), Netns::list()) {
-        (Ok(_), Ok(listed)) => listed,
+    let (settings, listed) = match (folder.open(), Netns::list()) {
+        (Ok(state), Ok(listed)) => (state.settings, listed),
         (Err(error), _) => return error,
         (_, Err(error)) => return error.into(),
     };
@@ -95,6 +149,11 @@ fn unknown(lab: &LabName, folder: &Folder, target: &str) -> anyhow::Error {
         .into_iter()
         .filter(|name| lab.role(name).is_some())
         .collect();
+    for host in (1..=settings.hosts).filter(|&host| settings.is_machine(host)) {
+        names.push(lab.of(Role::Node(Kind::Host, host)));
+        let containers = 1..=settings.containers;
+        names.extend(containers.map(|index| lab.of(Role::Container(Kind::Host, host, index))));
+    }
     names.extend(folder.containers().into_iter().map(|(name, _)| name));
     names.sort();
     names.dedup();

@@ -11,8 +11,11 @@
 //!                              └─ NAME-out                     198.51.100.1, 2001:db8:ff::1
 //! ```
 //!
+//! With `--vms` the last hosts are virtual machines instead, with kernels of their own (`vm/`); where all of them are, no
+//! root is needed.
+//!
 //! What this crate does NOT do: it knows no agent from the inside, only the program's commands and their `--json`; it
-//! puts nothing on the machine it runs on but namespaces, the lab's folder below `/run`, control groups once it measures,
+//! puts nothing on the machine it runs on but namespaces, the lab's folder, QEMU where it is asked for, control groups once it measures,
 //! and for large labs a higher limit of neighbours; all of it goes with the last lab.
 //! Everything is found again by name, so `lab down` needs no memory.
 //!
@@ -32,24 +35,29 @@ mod mmsg;
 mod name;
 mod output;
 mod ping;
+mod pinger;
 mod process;
 mod shapes;
+mod spot;
 mod state;
 mod status;
 mod sysfs;
 mod topology;
 mod up;
+mod vm;
 
 use std::process::ExitCode;
 
 use anyhow::bail;
 
+pub use bench::path::kernel::KernelEnd;
 pub use bench::{BenchArgs, ReportArgs};
 pub use exec::ExecArgs;
 pub use load::LoadCommand;
 pub use ping::PingArgs;
 pub use status::StatusArgs;
 pub use up::UpArgs;
+pub use vm::{ConsoleArgs, GuestArgs, RelayArgs};
 
 /// The network that every lab has.
 const NETWORK: &str = "myoverlay";
@@ -57,7 +65,7 @@ const NETWORK: &str = "myoverlay";
 /// The commands of `towline lab`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Bring up hosts, a network and containers, all in network namespaces of this machine
+    /// Bring up hosts, a network and containers, in network namespaces of this machine or in virtual machines
     Up(UpArgs),
     /// Ping between all containers, to the outside and to the gateways
     Ping(PingArgs),
@@ -69,11 +77,19 @@ pub enum Command {
     Status(StatusArgs),
     /// Run a command in a host or container
     Exec(ExecArgs),
+    /// Enter the console of a host that is a virtual machine
+    Console(ConsoleArgs),
     /// Take everything down
     Down(DownArgs),
     /// Generators and sinks of load, which the bench starts
     #[command(subcommand, hide = true)]
     Load(LoadCommand),
+    /// What a virtual machine runs
+    #[command(hide = true)]
+    Guest(GuestArgs),
+    /// What stands for a command that a virtual machine runs
+    #[command(hide = true)]
+    Relay(RelayArgs),
 }
 
 /// Options of `lab down`.
@@ -103,12 +119,15 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args)?,
         Command::Exec(args) => return exec::run(&args),
         Command::Down(args) => {
-            require_root("lab down")?;
+            require_rights("lab down", &args.name)?;
             if !down::run(&args.name)? {
                 eprintln!("towline: there is nothing of lab '{}'", args.name);
             }
         }
         Command::Load(command) => load::run(&command)?,
+        Command::Console(args) => return vm::console(&args),
+        Command::Guest(args) => return vm::guest(&args),
+        Command::Relay(args) => return vm::relay(&args),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -121,6 +140,15 @@ fn require_root(command: &str) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Fails early without the rights to work on this lab: root's, but where all its hosts are virtual machines of the caller.
+fn require_rights(command: &str, lab: &name::LabName) -> anyhow::Result<()> {
+    let own = state::Folder::of(lab).read();
+    if own.is_some_and(|state| state.settings.only_machines()) {
+        return Ok(());
+    }
+    require_root(command)
 }
 
 /// Fails early when a program that is needed isn't installed.
@@ -163,6 +191,9 @@ mod tests {
             "x report --page docs/performance.md --command scripts/bench --commit abc run.json",
             "x exec --name lab lab-h1 -- towline fdb --json",
             "x down --name other",
+            "x up --hosts 3 --vms 3 --image target/vm/image --memory 256 --first-port 42000",
+            "x console h1",
+            "x relay --name lab --host 1 --netns lab-h1c1 -- ls -l",
         ] {
             Cli::try_parse_from(words.split(' '))
                 .unwrap_or_else(|error| panic!("{words}: {error}"));
@@ -172,6 +203,9 @@ mod tests {
             "x up --hosts 0",
             "x up --hosts 201",
             "x exec lab-h1",
+            "x up --vms 1",
+            "x up --vms 1 --image i --memory 64",
+            "x up --first-port 0",
             "x bench --only all",
             "x report",
         ] {

@@ -14,7 +14,9 @@ use anyhow::{Context, bail};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::bench::path::kernel::KernelEnd;
 use crate::mmsg::{self, BATCH, Drain};
+use crate::pinger;
 
 /// Between two looks of the sink.
 const SINK_PERIOD: Duration = Duration::from_micros(300);
@@ -84,6 +86,14 @@ pub enum LoadCommand {
         #[arg(long)]
         seconds: u32,
     },
+    /// Make one end of the kernel's VXLAN
+    Kernel(KernelEnd),
+    /// Ping what stdin asks for, in namespaces of this machine
+    Ping {
+        /// How many pings for each pair
+        #[arg(long)]
+        count: u32,
+    },
     /// Send a request, wait for its answer, and again
     Call {
         /// The server
@@ -130,6 +140,7 @@ pub(crate) struct Called {
 /// Runs one of them to its end.
 pub(crate) fn run(command: &LoadCommand) -> anyhow::Result<()> {
     match *command {
+        LoadCommand::Kernel(ref end) => end.run(),
         LoadCommand::Sink { bind } => {
             let socket =
                 UdpSocket::bind((bind, 0)).with_context(|| format!("can't receive at {bind}"))?;
@@ -149,6 +160,7 @@ pub(crate) fn run(command: &LoadCommand) -> anyhow::Result<()> {
             max,
             seconds,
         } => say(&send(to, min, max, Duration::from_secs(seconds.into()))?),
+        LoadCommand::Ping { count } => say(&pinger::serve(count)?),
         LoadCommand::Serve { bind, port } => serve(&listen(bind, port)?),
         LoadCommand::Greet { bind, port } => greet(&listen(bind, port)?),
         LoadCommand::Knock { to, size, seconds } => {

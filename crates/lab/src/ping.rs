@@ -1,19 +1,19 @@
 //! `towline lab ping`: who reaches whom, and how fast.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
-use netns::{Netlink, Netns};
+use netns::Netns;
 use serde::Serialize;
 
 use crate::agent::Host;
-use crate::icmp::{self, Pair, Seen};
 use crate::name::{Kind, LabName, Role};
 use crate::output;
+use crate::pinger::{self, Aim, Answers};
 use crate::shapes::Endpoint;
-use crate::state::Folder;
+use crate::spot::Spot;
+use crate::state::{Folder, Settings};
 use crate::{NETWORK, interrupt, topology, up};
 
 /// Widest matrix; with more containers there is a line for each instead.
@@ -57,37 +57,37 @@ struct Line {
 /// Round-trip times in microseconds.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Rtt {
-    min: u128,
-    p50: u128,
-    p99: u128,
+    min: u64,
+    p50: u64,
+    p99: u64,
 }
 
 /// What is pinged, before it is.
 #[derive(Debug)]
 struct Plan {
     from: String,
-    to: String,
-    pair: Pair,
+    /// Nothing: the gateway's address, which is known afterwards.
+    to: Option<String>,
+    aim: Aim,
 }
 
 /// A container of the lab's network.
 #[derive(Debug)]
 struct Station {
     name: String,
-    netns: Netns,
+    spot: Spot,
     ip: IpAddr,
-    gateway: Ipv4Addr,
 }
 
 pub(crate) fn run(args: &PingArgs) -> anyhow::Result<ExitCode> {
-    crate::require_root("lab ping")?;
     let lab = &args.name;
+    crate::require_rights("lab ping", lab)?;
     let folder = Folder::of(lab);
-    folder.open()?;
-    let manager = Host::open(lab, &folder, Kind::Host, 1)?;
+    let settings = folder.open()?.settings;
+    let manager = Host::of(lab, &folder, &settings, 1)?;
     let stations = up::endpoints(&manager)?
         .into_iter()
-        .map(station)
+        .map(|endpoint| station(lab, &folder, &settings, endpoint))
         .collect::<anyhow::Result<Vec<_>>>()?;
     if stations.is_empty() {
         bail!(
@@ -101,12 +101,12 @@ pub(crate) fn run(args: &PingArgs) -> anyhow::Result<ExitCode> {
         gateways(&stations),
     ];
     interrupt::catch()?;
-    let all: Vec<Pair> = groups
+    let all: Vec<Aim> = groups
         .iter()
         .flatten()
-        .map(|plan| plan.pair.clone())
+        .map(|plan| plan.aim.clone())
         .collect();
-    let mut seen = icmp::ping(&all, args.count)?.into_iter();
+    let mut seen = pinger::ping(&all, args.count)?.into_iter();
     let [pairs, egress, gateways] = groups.map(|group| {
         group
             .into_iter()
@@ -133,6 +133,7 @@ pub(crate) fn run(args: &PingArgs) -> anyhow::Result<ExitCode> {
         output::json(&report)?;
     } else {
         output::line(&matrix(lab, &report))?;
+        output::line(&sum(lab, settings.hosts, &report))?;
     }
     Ok(if ok {
         ExitCode::SUCCESS
@@ -141,27 +142,24 @@ pub(crate) fn run(args: &PingArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn station(endpoint: Endpoint) -> anyhow::Result<Station> {
-    let netns = Netns::open(&endpoint.container)?;
-    let default = Netlink::open(&netns)?
-        .routes()?
-        .into_iter()
-        .find_map(|route| match (route.dst, route.via) {
-            (ipnet::IpNet::V4(net), Some(IpAddr::V4(via))) if net.prefix_len() == 0 => Some(via),
-            _ => None,
-        });
+fn station(
+    lab: &LabName,
+    folder: &Folder,
+    settings: &Settings,
+    endpoint: Endpoint,
+) -> anyhow::Result<Station> {
+    let spot = match lab.role(&endpoint.host) {
+        Some(Role::Node(Kind::Host, host)) => {
+            Host::of(lab, folder, settings, host)?.container(&endpoint.container)?
+        }
+        _ => Spot::Here(Netns::open(&endpoint.container)?),
+    };
     Ok(Station {
-        netns,
+        spot,
         ip: *endpoint
             .ips
             .first()
             .with_context(|| format!("{} has no address on '{NETWORK}'", endpoint.container))?,
-        gateway: default.with_context(|| {
-            format!(
-                "{} on {} has no IPv4 default route",
-                endpoint.container, endpoint.host
-            )
-        })?,
         name: endpoint.container,
     })
 }
@@ -172,60 +170,70 @@ fn pairs(stations: &[Station]) -> Vec<Plan> {
         .flat_map(|from| stations.iter().map(move |to| (from, to)));
     ordered
         .filter(|(from, to)| from.name != to.name)
-        .map(|(from, to)| plan(from, to.name.clone(), to.ip))
+        .map(|(from, to)| plan(from, Some(to.name.clone()), Some(to.ip)))
         .collect()
 }
 
 fn egress(stations: &[Station], outside: &str) -> Vec<Plan> {
+    let to = || Some(topology::OUTSIDE_V4.into());
     stations
         .iter()
-        .map(|from| plan(from, outside.to_owned(), topology::OUTSIDE_V4.into()))
+        .map(|from| plan(from, Some(outside.to_owned()), to()))
         .collect()
 }
 
 fn gateways(stations: &[Station]) -> Vec<Plan> {
-    stations
-        .iter()
-        .map(|from| plan(from, from.gateway.to_string(), from.gateway.into()))
-        .collect()
+    stations.iter().map(|from| plan(from, None, None)).collect()
 }
 
-fn plan(from: &Station, to: String, address: IpAddr) -> Plan {
+fn plan(from: &Station, to: Option<String>, address: Option<IpAddr>) -> Plan {
     Plan {
         from: from.name.clone(),
         to,
-        pair: Pair {
-            netns: from.netns.clone(),
+        aim: Aim {
+            from: from.spot.clone(),
             to: address,
         },
     }
 }
 
-fn line(plan: Plan, seen: Seen) -> Line {
+fn line(plan: Plan, seen: Answers) -> Line {
+    let to = plan.to.unwrap_or_else(|| seen.to.to_string());
     if let Some(reason) = seen.refused {
-        eprintln!("towline: {} can't send to {}: {reason}", plan.from, plan.to);
+        eprintln!("towline: {} can't send to {to}: {reason}", plan.from);
     }
     Line {
         from: plan.from,
-        to: plan.to,
+        to,
         sent: seen.sent,
-        received: seen.rtts.len(),
-        rtt_us: rtt(seen.rtts),
+        received: seen.rtts_us.len(),
+        rtt_us: rtt(seen.rtts_us),
     }
 }
 
-fn rtt(mut rtts: Vec<Duration>) -> Option<Rtt> {
+fn rtt(mut rtts: Vec<u64>) -> Option<Rtt> {
     rtts.sort_unstable();
     // The nearest rank: a time that was seen, not one between two.
     let rank = |percent: usize| {
         rtts.get((rtts.len() * percent).div_ceil(100).max(1) - 1)
-            .map(Duration::as_micros)
+            .copied()
     };
     Some(Rtt {
-        min: rtts.first()?.as_micros(),
+        min: *rtts.first()?,
         p50: rank(50)?,
         p99: rank(99)?,
     })
+}
+
+/// One line that sums it up: a pair is ok when every ping of it was answered.
+fn sum(lab: &LabName, hosts: u16, report: &Report) -> String {
+    let whole = |line: &&Line| line.received == line.sent as usize;
+    format!(
+        "{lab}: {hosts} hosts, {} containers, {}/{} pairs ok",
+        report.egress.len(),
+        report.pairs.iter().filter(whole).count(),
+        report.pairs.len()
+    )
 }
 
 /// Medians in microseconds, or what was lost, for people.
@@ -285,7 +293,7 @@ fn cell(line: &Line) -> String {
 fn summary(lines: &[&Line]) -> String {
     let sent: usize = lines.iter().map(|line| line.sent as usize).sum();
     let received: usize = lines.iter().map(|line| line.received).sum();
-    let mut medians: Vec<u128> = lines
+    let mut medians: Vec<u64> = lines
         .iter()
         .filter_map(|line| line.rtt_us.as_ref())
         .map(|rtt| rtt.p50)
@@ -318,12 +326,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_times_that_were_seen() {
-        let micros = |values: &[u64]| {
-            values
-                .iter()
-                .map(|&value| Duration::from_micros(value))
-                .collect::<Vec<_>>()
-        };
+        let micros = |values: &[u64]| values.to_vec();
         assert_eq!(rtt(Vec::new()), None);
         assert_eq!(
             rtt(micros(&[7])),
@@ -408,6 +411,10 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("23 of 30 pings answered"), "{text}");
+        assert_eq!(
+            sum(&lab, 2, &report),
+            "lab: 2 hosts, 2 containers, 1/2 pairs ok"
+        );
     }
 
     #[test]

@@ -14,6 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
+use crate::vm;
+
 /// How long a killed process may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,20 +52,30 @@ impl Process {
         Some((meta.dev(), meta.ino()))
     }
 
-    /// Whether it is a `towline agent` or `towline shim` that was given a path below `folder`.
-    pub(crate) fn is_towline_of(self, folder: &Path) -> bool {
+    /// Whether it is a `towline agent`, a `towline shim` or a QEMU that was given a path below `folder`.
+    pub(crate) fn belongs_to(self, folder: &Path) -> bool {
         let Ok(line) = fs::read(format!("/proc/{}/cmdline", self.pid)) else {
             return false;
         };
-        is_towline_line(&line, folder)
+        line_belongs_to(&line, folder)
     }
 }
 
-/// Whether a command line (arguments ended by zero bytes) is an agent's or a shim's with a path below `folder`.
-fn is_towline_line(line: &[u8], folder: &Path) -> bool {
-    let arguments: Vec<&[u8]> = line.split(|&byte| byte == 0).skip(1).collect();
+/// Whether a command line (arguments ended by zero bytes) is an agent's, a shim's or a QEMU's with a path below `folder`.
+fn line_belongs_to(line: &[u8], folder: &Path) -> bool {
+    let mut words = line.split(|&byte| byte == 0);
+    let program = words.next().unwrap_or_default();
+    let arguments: Vec<&[u8]> = words.collect();
     let mut below = folder.as_os_str().as_bytes().to_vec();
     below.push(b'/');
+    if program.ends_with(vm::QEMU.as_bytes()) {
+        // Its options hold several values each, and double a comma.
+        let value = format!("={}", vm::quoted(folder));
+        let value = [value.as_bytes(), b"/"].concat();
+        return arguments
+            .iter()
+            .any(|argument| argument.windows(value.len()).any(|part| part == value));
+    }
     arguments
         .iter()
         .any(|&argument| argument == b"agent" || argument == b"shim")
@@ -190,23 +202,28 @@ mod tests {
                 .flat_map(|word| [word.as_bytes(), b"\0"].concat())
                 .collect::<Vec<u8>>()
         };
-        assert!(is_towline_line(
+        assert!(line_belongs_to(
             &line(&["towline", "agent", "--socket", "/run/labs/a/h1/sock"]),
             folder
         ));
-        assert!(is_towline_line(
+        assert!(line_belongs_to(
             &line(&["towline", "shim", "--dir=/run/labs/a/h1"]),
             folder
         ));
-        assert!(!is_towline_line(
+        assert!(!line_belongs_to(
             &line(&["towline", "agent", "--socket", "/run/labs/ab/h1/sock"]),
             folder
         ));
-        assert!(!is_towline_line(
+        assert!(!line_belongs_to(
             &line(&["vi", "/run/labs/a/h1/agent.log"]),
             folder
         ));
-        assert!(!is_towline_line(&line(&["/run/labs/a/x/agent"]), folder));
-        assert!(!is_towline_line(&[], folder));
+        assert!(!line_belongs_to(&line(&["/run/labs/a/x/agent"]), folder));
+        let qemu = |option: &str| line(&["/usr/bin/qemu-system-x86_64", "-chardev", option]);
+        let own = qemu("socket,id=console,path=/run/labs/a/h1/console.sock,server=on");
+        assert!(line_belongs_to(&own, folder));
+        let others = qemu("socket,id=console,path=/run/labs/ab/h1/console.sock,server=on");
+        assert!(!line_belongs_to(&others, folder));
+        assert!(!line_belongs_to(&[], folder));
     }
 }

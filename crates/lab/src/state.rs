@@ -1,9 +1,10 @@
-//! A lab's folder: /run/towline-lab/NAME, with `lab.json` and a folder for each host.
+//! A lab's folder: NAME below root's /run/towline-lab, or below a folder of the user's own, with `lab.json` and a folder
+//! for each host.
 //!
 //! It is a memory aid: `lab down` works without it, by the names of namespaces.
 
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -15,9 +16,24 @@ use crate::limits;
 use crate::name::{Kind, LabName, Role};
 use crate::process::Process;
 use crate::topology::{Underlay, Wire};
+use crate::vm::Shape;
 
-/// Where all labs' folders are.
-pub(crate) const ROOT: &str = "/run/towline-lab";
+/// Where all of root's labs' folders are.
+const ROOT: &str = "/run/towline-lab";
+
+/// Where all labs' folders of the caller are. Only root has labs with namespaces; who is not root may have virtual machines.
+pub(crate) fn root() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from(ROOT);
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
+        Some(folder) => Path::new(&folder).join("towline-lab"),
+        None => {
+            let user = rustix::process::geteuid().as_raw();
+            std::env::temp_dir().join(format!("towline-lab-{user}"))
+        }
+    }
+}
 
 /// What was asked for at `lab up`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +43,24 @@ pub(crate) struct Settings {
     pub(crate) subnet: ipnet::IpNet,
     pub(crate) wire: Wire,
     pub(crate) underlay: Underlay,
+    /// How many of the hosts, the last ones, are virtual machines.
+    #[serde(default)]
+    pub(crate) vms: u16,
+    /// What these have in common.
+    #[serde(default)]
+    pub(crate) machines: Option<Shape>,
+}
+
+impl Settings {
+    /// Whether this host, counted from 1, is a virtual machine.
+    pub(crate) const fn is_machine(&self, host: u16) -> bool {
+        host > self.hosts - self.vms && host <= self.hosts
+    }
+
+    /// Whether all hosts are virtual machines, and nothing of the lab is in a namespace.
+    pub(crate) const fn only_machines(&self) -> bool {
+        self.vms == self.hosts
+    }
 }
 
 /// What is known of a lab that stands.
@@ -51,7 +85,7 @@ impl Folder {
     pub(crate) fn of(lab: &LabName) -> Self {
         Self {
             lab: lab.clone(),
-            path: Path::new(ROOT).join(lab.to_string()),
+            path: root().join(lab.to_string()),
         }
     }
 
@@ -65,7 +99,19 @@ impl Folder {
             .recursive(true)
             .mode(0o700)
             .create(&self.path)
-            .with_context(|| format!("can't make the folder {}", self.path.display()))
+            .with_context(|| format!("can't make the folder {}", self.path.display()))?;
+        // In a folder that all users share, somebody else may have made it first.
+        let root = self.path.parent().context("a lab's folder is in another")?;
+        let found = fs::symlink_metadata(root)
+            .with_context(|| format!("can't look at {}", root.display()))?;
+        let own = found.uid() == rustix::process::geteuid().as_raw();
+        if !found.is_dir() || !own || found.mode() & 0o022 != 0 {
+            bail!(
+                "{} is not a folder that only you can write to: remove it, or set XDG_RUNTIME_DIR",
+                root.display()
+            );
+        }
+        Ok(())
     }
 
     /// Whether there is nothing in it.
@@ -77,7 +123,7 @@ impl Folder {
     pub(crate) fn remove_empty(&self) {
         // Refused by the kernel when there is something in it, which then is to stay.
         if fs::remove_dir(&self.path).is_ok() {
-            let _ = fs::remove_dir(ROOT);
+            let _ = fs::remove_dir(root());
         }
     }
 
@@ -92,7 +138,8 @@ impl Folder {
         Ok(path)
     }
 
-    fn host_path(&self, kind: Kind, host: u16) -> PathBuf {
+    /// Where that folder is.
+    pub(crate) fn host_path(&self, kind: Kind, host: u16) -> PathBuf {
         let name = self.lab.of(Role::Node(kind, host));
         self.path.join(name.rsplit('-').next().unwrap_or(&name))
     }
@@ -191,9 +238,9 @@ impl Folder {
             }
         };
         if others().is_none() {
-            limits::restore(Path::new(ROOT))?;
+            limits::restore(&root())?;
             // Not empty when a lab came up just now.
-            let _ = fs::remove_dir(ROOT);
+            let _ = fs::remove_dir(root());
         }
         Ok(there)
     }
@@ -210,7 +257,7 @@ fn noted_namespace(spec: &[u8]) -> Option<(u64, u64)> {
 
 /// The labs that have a folder, separated by commas.
 fn others() -> Option<String> {
-    let entries = fs::read_dir(ROOT).ok()?;
+    let entries = fs::read_dir(root()).ok()?;
     let mut names: Vec<String> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -253,6 +300,8 @@ mod tests {
             subnet: "10.0.9.0/24".parse().unwrap(),
             wire: Wire::Mtu,
             underlay: Underlay::V6,
+            vms: 0,
+            machines: None,
         };
         let mut state = State {
             settings: settings.clone(),

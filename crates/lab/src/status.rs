@@ -1,6 +1,7 @@
 //! `towline lab status`: what stands of a lab, and whether it runs.
 
 use std::net::IpAddr;
+use std::process::Command;
 
 use serde::Serialize;
 
@@ -11,6 +12,7 @@ use crate::output;
 use crate::shapes::Container;
 use crate::state::{Folder, State};
 use crate::topology::{self, Underlay, Wire};
+use crate::vm::{Accelerator, Shape};
 
 /// Containers of a host that are named one by one.
 const NAMED_MAX: usize = 20;
@@ -47,7 +49,18 @@ struct HostReport {
     pid: u32,
     /// `running`, `stopped`, or `no answer`.
     agent: &'static str,
+    /// Of a virtual machine.
+    vm: Option<MachineReport>,
     containers: Vec<ContainerReport>,
+}
+
+/// What a host is that is a virtual machine.
+#[derive(Debug, Serialize)]
+struct MachineReport {
+    accelerator: Accelerator,
+    memory_mib: u16,
+    /// Its kernel's release; empty when it doesn't answer.
+    kernel: String,
 }
 
 /// A container on one of the lab's hosts.
@@ -64,7 +77,7 @@ pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<()> {
 
 /// Prints what stands of the lab.
 pub(crate) fn show(lab: &LabName, json: bool) -> anyhow::Result<()> {
-    crate::require_root("lab status")?;
+    crate::require_rights("lab status", lab)?;
     let folder = Folder::of(lab);
     let report = report(lab, &folder, &folder.open()?);
     if json {
@@ -77,8 +90,13 @@ pub(crate) fn show(lab: &LabName, json: bool) -> anyhow::Result<()> {
 fn report(lab: &LabName, folder: &Folder, state: &State) -> Report {
     let settings = &state.settings;
     let hosts = (1..).zip(&state.agents).map(|(number, agent)| {
-        let asked = Host::open(lab, folder, Kind::Host, number)
-            .and_then(|host| host.ask::<Vec<Container>>(&["ps", "-a"]));
+        let host = Host::of(lab, folder, settings, number);
+        let asked = match &host {
+            Ok(host) => host.ask::<Vec<Container>>(&["ps", "-a"]),
+            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+        };
+        let machine = settings.machines.as_ref();
+        let machine = machine.filter(|_| settings.is_machine(number));
         HostReport {
             name: lab.of(Role::Node(Kind::Host, number)),
             address: topology::address(Kind::Host, number, settings.underlay),
@@ -90,6 +108,7 @@ fn report(lab: &LabName, folder: &Folder, state: &State) -> Report {
                 (Err(_), true) => "no answer",
                 (Err(_), false) => "stopped",
             },
+            vm: machine.map(|shape| machine_report(shape, host.as_ref().ok())),
             containers: containers(asked.unwrap_or_default()),
         }
     });
@@ -100,6 +119,19 @@ fn report(lab: &LabName, folder: &Folder, state: &State) -> Report {
         network: NETWORK,
         subnet: settings.subnet,
         hosts: hosts.collect(),
+    }
+}
+
+fn machine_report(shape: &Shape, host: Option<&Host>) -> MachineReport {
+    let asked = host.map(|host| host.spot.output(Command::new("uname").arg("-r")));
+    let kernel = match asked {
+        Some(Ok(output)) if output.status.success() => output.stdout,
+        _ => Vec::new(),
+    };
+    MachineReport {
+        accelerator: shape.accelerator,
+        memory_mib: shape.memory,
+        kernel: String::from_utf8_lossy(&kernel).trim().to_owned(),
     }
 }
 
@@ -127,12 +159,28 @@ fn text(report: &Report) -> String {
             host.name.clone(),
             host.address.to_string(),
             role.to_owned(),
-            format!("{} (pid {})", host.agent, host.pid),
+            format!("{} (pid {}{})", host.agent, host.pid, kind(host)),
             describe_all(&host.containers),
         ]
     });
     let table = output::table(&["HOST", "ADDRESS", "ROLE", "AGENT", "CONTAINERS"], rows);
     format!("{table}\n\nnetwork {} {}", report.network, report.subnet)
+}
+
+/// What is to be said of a virtual machine.
+fn kind(host: &HostReport) -> String {
+    match &host.vm {
+        None => String::new(),
+        Some(vm) => format!(
+            ", Linux {} by {}",
+            if vm.kernel.is_empty() {
+                "?"
+            } else {
+                &vm.kernel
+            },
+            vm.accelerator.name()
+        ),
+    }
 }
 
 /// Each of them, or of many the first and the last.
@@ -185,6 +233,7 @@ mod tests {
                 manager: true,
                 pid: 7,
                 agent: "running",
+                vm: None,
                 containers: vec![
                     container("lab-h1c1", "running", &["10.0.9.2"]),
                     container("job", "exited", &[]),
@@ -198,7 +247,7 @@ mod tests {
         let expected = serde_json::json!({
             "name": "lab", "wire": "mtu", "underlay": "4", "network": "myoverlay", "subnet": "10.0.9.0/24",
             "hosts": [{
-                "name": "lab-h1", "address": "192.0.2.1", "manager": true, "pid": 7, "agent": "running",
+                "name": "lab-h1", "address": "192.0.2.1", "manager": true, "pid": 7, "agent": "running", "vm": null,
                 "containers": [{"name": "lab-h1c1", "state": "running", "ips": ["10.0.9.2"]},
                                {"name": "job", "state": "exited", "ips": []}],
             }],
@@ -226,5 +275,14 @@ mod tests {
         let text = text(&sample());
         assert!(text.contains("lab-h1c1 10.0.9.2, job (exited)"), "{text}");
         assert!(text.contains("running (pid 7)"), "{text}");
+        let mut report = sample();
+        report.hosts[0].vm = Some(MachineReport {
+            accelerator: Accelerator::Software,
+            memory_mib: 320,
+            kernel: "6.1.0".into(),
+        });
+        let text = super::text(&report);
+        let said = "running (pid 7, Linux 6.1.0 by software emulation)";
+        assert!(text.contains(said), "{text}");
     }
 }

@@ -97,6 +97,23 @@ fn default_route(via: IpAddr) -> Route {
     }
 }
 
+/// The addresses of a host's underlay link, of both families.
+pub(crate) fn nets(host: u16) -> [IpNet; 2] {
+    [Underlay::V4, Underlay::V6].map(|underlay| underlay_net(station(Kind::Host, host), underlay))
+}
+
+/// The router's addresses towards the hosts, of both families.
+pub(crate) fn routers() -> [IpAddr; 2] {
+    [Underlay::V4, Underlay::V6].map(|underlay| underlay_net(ROUTER, underlay).addr())
+}
+
+/// Makes a link of the switch's namespace a port of the switch.
+pub(crate) fn plug(switch: &Netlink, link: &str) -> anyhow::Result<()> {
+    switch.set_master(link, Some(BRIDGE))?;
+    switch.set_up(link)?;
+    Ok(())
+}
+
 /// Makes the switch and the outside, and joins them.
 pub(crate) fn make_underlay(lab: &LabName) -> anyhow::Result<()> {
     let switch = make_netns(&lab.of(Role::Switch))?;

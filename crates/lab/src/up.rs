@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -12,12 +12,13 @@ use netns::Netns;
 use crate::agent::{Agent, Host};
 use crate::name::{Kind, LabName, MAX_CONTAINERS, MAX_HOSTS, Role};
 use crate::shapes::{FdbEntry, Initialized, Network};
-use crate::state::{Folder, ROOT, Settings, State};
+use crate::state::{self, Folder, Settings, State};
 use crate::topology::{self, Underlay, Wire};
+use crate::vm::{self, Accelerator, Image, Machine, Shape};
 use crate::{NETWORK, down, interrupt, limits};
 
 /// How long the tables may take to reach every host.
-const TABLES_PATIENCE: Duration = Duration::from_secs(15);
+const TABLES_PATIENCE: Duration = Duration::from_secs(60);
 /// Of the overlay network, when none is asked for: the first that has room.
 const SUBNETS: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 9, 0), 24),
@@ -49,6 +50,21 @@ pub struct UpArgs {
     /// IP version between the hosts
     #[arg(long, value_enum, default_value_t)]
     underlay: Underlay,
+    /// How many of the hosts, the last ones, are virtual machines; where all are, no root is needed
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "image")]
+    vms: u16,
+    /// Folder of what virtual machines boot, as 'scripts/vm image' prints it
+    #[arg(long, value_name = "FOLDER")]
+    image: Option<PathBuf>,
+    /// Memory of a virtual machine in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 320, value_parser = clap::value_parser!(u16).range(192..))]
+    memory: u16,
+    /// How a virtual machine's processor is had [default: kvm where a guest boots with it, else tcg]
+    #[arg(long, value_enum, value_name = "KIND")]
+    accelerator: Option<Accelerator>,
+    /// First of the ports of loopback that virtual machines take, where all hosts are [default: from 42000, the first free]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
+    first_port: Option<u16>,
     /// Print what stands as JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
@@ -68,23 +84,30 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let folder = Folder::of(lab);
     folder.create()?;
     let _lock = folder.lock()?;
-    if let Err(error) = check_vacant(lab, &folder) {
-        folder.remove_empty();
-        return Err(error);
-    }
+    let machines = check_vacant(lab, &folder).and_then(|()| machines(args, &folder));
+    let machines = match machines {
+        Ok(machines) => machines,
+        Err(error) => {
+            folder.remove_empty();
+            return Err(error);
+        }
+    };
+    let (image, shape) = machines.unzip();
     let settings = Settings {
         hosts: args.hosts,
         containers: args.containers,
         subnet,
         wire: args.wire,
         underlay: args.underlay,
+        vms: args.vms,
+        machines: shape,
     };
     let mut state = State {
         settings,
         complete: false,
         agents: Vec::new(),
     };
-    if let Err(error) = make(lab, &folder, &mut state) {
+    if let Err(error) = make(lab, &folder, &mut state, image.as_ref()) {
         return match down::take_down(lab, &folder) {
             Ok(_) => Err(error.context(format!("lab '{lab}' was not made"))),
             Err(left) => Err(error.context(format!(
@@ -97,13 +120,61 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
 
 /// Refuses before anything has changed. Returns the subnet to use.
 fn check(args: &UpArgs) -> anyhow::Result<IpNet> {
-    crate::require_root("lab up")?;
-    if !Path::new("/dev/net/tun").exists() {
-        bail!("there is no /dev/net/tun: load the module with 'modprobe tun'");
+    if args.vms > args.hosts {
+        bail!(
+            "--vms {} is more than --hosts {}: it says how many of the hosts are virtual machines",
+            args.vms,
+            args.hosts
+        );
     }
-    crate::require_tool("nft", "nftables")?;
+    if args.vms < args.hosts {
+        crate::require_root("lab up")?;
+        if !Path::new("/dev/net/tun").exists() {
+            bail!("there is no /dev/net/tun: load the module with 'modprobe tun'");
+        }
+        crate::require_tool("nft", "nftables")?;
+    }
+    if args.vms > 0 {
+        vm::check(args.vms, args.memory)?;
+    }
     let containers = u128::from(args.hosts) * u128::from(args.containers);
     subnet_for(containers, args.subnet)
+}
+
+/// What the virtual machines boot, and what they have in common; none where there are none.
+fn machines(args: &UpArgs, folder: &Folder) -> anyhow::Result<Option<(Image, Shape)>> {
+    let Some(image) = args.image.as_deref().filter(|_| args.vms > 0) else {
+        return Ok(None);
+    };
+    let image = Image::open(image)?;
+    let accelerator = match args.accelerator {
+        Some(accelerator) => accelerator,
+        None => {
+            let found = vm::probe(&image, folder.path())?;
+            let why = if found.why.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", found.why)
+            };
+            eprintln!(
+                "towline: virtual machines run by {}{why}",
+                found.accelerator.name()
+            );
+            found.accelerator
+        }
+    };
+    // Of a mixed lab they are in the switch's namespace, where no port is taken.
+    let ports = if args.vms == args.hosts {
+        Some(vm::choose_ports(args.first_port, args.vms)?)
+    } else {
+        None
+    };
+    let shape = Shape {
+        memory: args.memory,
+        accelerator,
+        ports,
+    };
+    Ok(Some((image, shape)))
 }
 
 /// The subnet that was asked for, or the first of the usual ones that has room.
@@ -131,13 +202,16 @@ fn check_vacant(lab: &LabName, folder: &Folder) -> anyhow::Result<()> {
     let taken = Netns::list()?
         .into_iter()
         .find(|name| lab.role(name).is_some());
-    if let Some(name) = taken {
+    // Who is not root has no namespaces, and takes none's name.
+    if let Some(name) = taken.filter(|_| rustix::process::geteuid().is_root()) {
         bail!(
             "namespace {name} is there already: take lab '{lab}' down with 'towline lab down --name {lab}', or give another --name"
         );
     }
     if !folder.is_empty() {
-        bail!("lab '{lab}' has left a folder behind: 'towline lab down --name {lab}' removes it");
+        bail!(
+            "lab '{lab}' is up, or has left a folder behind: take it down with 'towline lab down --name {lab}', or give another --name"
+        );
     }
     Ok(())
 }
@@ -151,17 +225,33 @@ fn room_of(subnet: IpNet) -> u128 {
         .saturating_sub(3)
 }
 
-fn make(lab: &LabName, folder: &Folder, state: &mut State) -> anyhow::Result<()> {
+fn make(
+    lab: &LabName,
+    folder: &Folder,
+    state: &mut State,
+    image: Option<&Image>,
+) -> anyhow::Result<()> {
     folder.write(state)?;
     let settings = state.settings.clone();
-    let containers = u64::from(settings.hosts) * u64::from(settings.containers);
-    limits::raise(Path::new(ROOT), settings.hosts, containers)?;
-    topology::make_underlay(lab)?;
+    if !settings.only_machines() {
+        let containers = u64::from(settings.hosts) * u64::from(settings.containers);
+        limits::raise(&state::root(), settings.hosts, containers)?;
+        topology::make_underlay(lab)?;
+    }
+    // These first: they boot while namespaces are made.
+    let machines = start_machines(lab, folder, &settings, image)?;
     let mut agents = Vec::new();
     for host in 1..=settings.hosts {
         interrupt::check()?;
-        topology::make_host(lab, Kind::Host, host, settings.wire)?;
-        let agent = Host::open(lab, folder, Kind::Host, host)?.start_agent(&[])?;
+        if !settings.is_machine(host) {
+            topology::make_host(lab, Kind::Host, host, settings.wire)?;
+        } else if let Some(machine) = machines
+            .iter()
+            .find(|machine| machine.name == lab.of(Role::Node(Kind::Host, host)))
+        {
+            machine.wait_ready()?;
+        }
+        let agent = Host::of(lab, folder, &settings, host)?.start_agent(&[])?;
         state.agents.push(agent.process());
         folder.write(state)?;
         agents.push(agent);
@@ -169,12 +259,20 @@ fn make(lab: &LabName, folder: &Folder, state: &mut State) -> anyhow::Result<()>
     agents.iter_mut().try_for_each(Agent::wait_ready)?;
 
     let hosts = (1..=settings.hosts)
-        .map(|host| Host::open(lab, folder, Kind::Host, host))
+        .map(|host| Host::of(lab, folder, &settings, host))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    make_cluster(&hosts, Kind::Host, settings.underlay)?;
+    make_cluster(&hosts, Kind::Host, settings.underlay)
+        .and_then(|()| fill(lab, &hosts, &settings))
+        .map_err(|error| explain(&machines, error))?;
+    state.complete = true;
+    folder.write(state)
+}
+
+/// Makes the network and its containers.
+fn fill(lab: &LabName, hosts: &[Host], settings: &Settings) -> anyhow::Result<()> {
     make_network(&hosts[0], settings.subnet)?;
     // One after the other: addresses are handed out in order, so that every lab has the same.
-    for (number, host) in (1..).zip(&hosts) {
+    for (number, host) in (1..).zip(hosts) {
         for index in 1..=settings.containers {
             interrupt::check()?;
             let name = lab.of(Role::Container(Kind::Host, number, index));
@@ -182,10 +280,35 @@ fn make(lab: &LabName, folder: &Folder, state: &mut State) -> anyhow::Result<()>
         }
     }
     if settings.containers > 0 {
-        wait_for_tables(&hosts)?;
+        wait_for_tables(hosts)?;
     }
-    state.complete = true;
-    folder.write(state)
+    Ok(())
+}
+
+fn start_machines(
+    lab: &LabName,
+    folder: &Folder,
+    settings: &Settings,
+    image: Option<&Image>,
+) -> anyhow::Result<Vec<Machine>> {
+    let (Some(image), Some(shape)) = (image, &settings.machines) else {
+        return Ok(Vec::new());
+    };
+    (1..=settings.hosts)
+        .filter(|&host| settings.is_machine(host))
+        .map(|host| {
+            interrupt::check()?;
+            Machine::start(folder, lab, host, image, shape, settings.wire)
+        })
+        .collect()
+}
+
+/// What an error of a lab with a dead machine is really of.
+fn explain(machines: &[Machine], error: anyhow::Error) -> anyhow::Error {
+    match machines.iter().find(|machine| !machine.process.alive()) {
+        Some(machine) => machine.explain(error),
+        None => error,
+    }
 }
 
 /// Makes the first host a manager and lets the others join it, all at once.

@@ -118,15 +118,15 @@ struct Work {
 pub(crate) fn measure(
     load: Load,
     path: &Path,
-    tools: &CpuGroup,
+    tools: Option<&CpuGroup>,
     seconds: u32,
 ) -> anyhow::Result<Sample> {
     let usage = || -> anyhow::Result<Duration> {
-        let agents = path
-            .agents
-            .as_ref()
-            .map_or(Ok(Duration::ZERO), CpuGroup::usage)?;
-        Ok(tools.usage()? + agents + cpu::ksoftirqd())
+        let groups = [tools, path.agents.as_ref()].into_iter().flatten();
+        let counted = groups
+            .map(CpuGroup::usage)
+            .sum::<anyhow::Result<Duration>>()?;
+        Ok(counted + cpu::of_processes(&path.machines) + cpu::ksoftirqd())
     };
     let run = Run {
         path,
@@ -154,7 +154,7 @@ pub(crate) fn measure(
 
 struct Run<'a> {
     path: &'a Path,
-    tools: &'a CpuGroup,
+    tools: Option<&'a CpuGroup>,
     seconds: u32,
 }
 

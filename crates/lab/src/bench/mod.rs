@@ -2,12 +2,12 @@
 //!
 //! Every round runs every load over every path, one after the other, and each round begins with another path: what
 //! disturbs the machine for a while disturbs all of them. Medians of the rounds are compared, with their spread beside.
-//! CPU time is that of the generators, of the path's agents and of ksoftirqd; a path that is fast because it burns
+//! CPU time is that of the generators, of the path's agents, of ksoftirqd, and of virtual machines as a whole; a path that is fast because it burns
 //! another core shows there.
 
 mod load;
 pub(crate) mod page;
-mod path;
+pub(crate) mod path;
 mod report;
 mod stats;
 mod tool;
@@ -21,7 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::cpu::CpuGroup;
 use crate::name::LabName;
 use crate::state::{Folder, State};
-use crate::{down, interrupt, output};
+use crate::{interrupt, output};
 use load::{Choice, Load};
 pub use page::ReportArgs;
 
@@ -37,6 +37,14 @@ const SERVICE_PATHS: [PathKind; 5] = [
     PathKind::Vip,
     PathKind::Ingress,
     PathKind::Dnat,
+];
+
+/// What is measured when nobody says.
+const USUAL_PATHS: [PathKind; 4] = [
+    PathKind::Underlay,
+    PathKind::Kernel,
+    PathKind::Towline,
+    PathKind::Plain,
 ];
 
 /// Options of `lab bench`.
@@ -63,14 +71,8 @@ pub struct BenchArgs {
         value_name = "LOAD,…"
     )]
     only: Vec<Choice>,
-    /// Which paths
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "underlay,kernel,towline,plain",
-        value_name = "PATH,…"
-    )]
+    /// Which paths [default: underlay,kernel,towline,plain; without plain where a host is a virtual machine]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PATH,…")]
     paths: Vec<PathKind>,
     /// Measure services: tcp1, rr and conn over towline, apart, vip, ingress and dnat
     #[arg(long, conflicts_with_all = ["only", "paths"])]
@@ -84,8 +86,8 @@ pub struct BenchArgs {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    crate::require_root("lab bench")?;
     let lab = &args.name;
+    crate::require_rights("lab bench", lab)?;
     let folder = Folder::of(lab);
     let state = folder.open()?;
     if state.settings.hosts < 2 {
@@ -94,7 +96,14 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let (only, chosen) = if args.service {
         (&SERVICE_LOADS[..], &SERVICE_PATHS[..])
     } else {
-        (&args.only[..], &args.paths[..])
+        let usual = &USUAL_PATHS[..];
+        let paths = match &args.paths[..] {
+            // The last of them is for namespaces only.
+            [] if state.settings.vms > 0 => &usual[..usual.len() - 1],
+            [] => usual,
+            chosen => chosen,
+        };
+        (&args.only[..], paths)
     };
     let loads = unique(only.iter().flat_map(|choice| choice.loads()).copied());
     if loads
@@ -106,12 +115,10 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let _lock = folder.lock()?;
     interrupt::catch()?;
     // What a bench that was killed left.
-    path::service::take_down(lab, &folder, &state)?;
-    down::take_down_bench(lab, &folder)?;
+    path::take_down(lab, &folder, &state)?;
     let machine = Machine::this();
     let measured = measure(args, &folder, &state, &loads, chosen);
-    let taken_down = path::service::take_down(lab, &folder, &state)
-        .and_then(|()| down::take_down_bench(lab, &folder));
+    let taken_down = path::take_down(lab, &folder, &state);
     let (samples, not_run) = measured?;
     let results = report::rows(&samples);
     taken_down.context("can't take away what the bench has added to the lab")?;
@@ -128,7 +135,16 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.json {
         output::json(&report)
     } else {
-        output::line(&report::text(&report))
+        output::line(&report::text(&report))?;
+        match &state.settings.machines {
+            None => Ok(()),
+            Some(shape) => output::line(&format!(
+                "{} of {} hosts are virtual machines by {}: figures of these say nothing of other machines.",
+                state.settings.vms,
+                state.settings.hosts,
+                shape.accelerator.name()
+            )),
+        }
     }
 }
 
@@ -160,7 +176,12 @@ fn measure(
             }
         }
     }
-    let tools = CpuGroup::create(lab, "load")?;
+    // Control groups are root's; virtual machines are counted without.
+    let tools = if state.settings.only_machines() {
+        None
+    } else {
+        Some(CpuGroup::create(lab, "load")?)
+    };
     let mut samples: Samples = loads
         .iter()
         .flat_map(|load| paths.iter().map(|path| (*load, path.kind, Vec::new())))
@@ -177,7 +198,7 @@ fn measure(
                     load.title(),
                     path.kind.name()
                 ));
-                let sample = load::measure(*load, path, &tools, args.seconds)?;
+                let sample = load::measure(*load, path, tools.as_ref(), args.seconds)?;
                 samples[row * paths.len() + column].2.push(sample);
                 progress.step();
             }

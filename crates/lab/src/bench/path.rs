@@ -14,25 +14,27 @@
 //! | dnat | NAME-out → NAME-h1 → the same member, by a rule of plain nftables that hides the client |
 //! | ovs, tinc, fastd, wireguard-go | NAME-oN → NAME-oN+1: other programs' tunnels, see `path/peers.rs` |
 
-mod kernel;
+pub(crate) mod kernel;
 mod peers;
-pub(super) mod service;
+mod service;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use netns::Netns;
 use serde::{Deserialize, Serialize};
 
 use super::load::SERVER_PORT;
 use super::tool::Tool;
 use crate::agent::{Agent, Host};
 use crate::cpu::CpuGroup;
-use crate::icmp::{self, Pair};
+use crate::down;
 use crate::interrupt;
 use crate::name::{Kind, LabName, Role};
+use crate::pinger::{self, Aim};
+use crate::process::Process;
 use crate::shapes::Endpoint;
+use crate::spot::Spot;
 use crate::state::{Folder, State};
 use crate::topology;
 use crate::{NETWORK, up};
@@ -109,6 +111,14 @@ impl PathKind {
         self.is_service() || matches!(self, Self::Apart)
     }
 
+    /// Whether it can begin and end in virtual machines.
+    const fn reaches_machines(self) -> bool {
+        matches!(
+            self,
+            Self::Underlay | Self::Kernel | Self::Towline | Self::Local
+        )
+    }
+
     /// The kernel's path that does the same.
     pub(crate) const fn kernels(self) -> Self {
         if self.is_local() {
@@ -119,12 +129,12 @@ impl PathKind {
     }
 }
 
-/// A way from one namespace to an address in another.
+/// A way from one place to an address in another.
 #[derive(Debug)]
 pub(crate) struct Path {
     pub(crate) kind: PathKind,
-    pub(crate) client: Netns,
-    pub(crate) server: Netns,
+    pub(crate) client: Spot,
+    pub(crate) server: Spot,
     /// Where the client finds the server.
     pub(crate) address: IpAddr,
     /// Where the server listens.
@@ -133,6 +143,8 @@ pub(crate) struct Path {
     pub(crate) port_offset: u16,
     /// The agents whose CPU time is part of its cost.
     pub(crate) agents: Option<CpuGroup>,
+    /// The virtual machines whose CPU time is part of its cost.
+    pub(crate) machines: Vec<Process>,
     /// Programs that carry it and end with it.
     helpers: Helpers,
 }
@@ -169,26 +181,34 @@ pub(crate) fn make(
     folder: &Folder,
     state: &State,
 ) -> anyhow::Result<Path> {
-    let path = match kind {
+    let first_two = || open_hosts(lab, folder, state);
+    let machines = lab_machines(state);
+    if !machines.is_empty() && !kind.reaches_machines() {
+        bail!(
+            "the first two hosts are to be namespaces for it, and one is a virtual machine: of those, --paths underlay,kernel,towline,local are measured"
+        );
+    }
+    let mut path = match kind {
         PathKind::Underlay => Path {
             kind,
-            client: Netns::open(&lab.of(Role::Node(Kind::Host, 1)))?,
-            server: Netns::open(&lab.of(Role::Node(Kind::Host, 2)))?,
+            client: first_two()?[0].spot.clone(),
+            server: first_two()?[1].spot.clone(),
             address: topology::address(Kind::Host, 2, state.settings.underlay),
             bind: topology::address(Kind::Host, 2, state.settings.underlay),
             port_offset: 0,
             agents: None,
+            machines: Vec::new(),
             helpers: Helpers::default(),
         },
-        PathKind::Kernel => kernel::make(lab, state)?,
+        PathKind::Kernel => kernel::make(lab, folder, state)?,
         PathKind::LocalKernel => kernel::make_local(lab, state)?,
         PathKind::Towline => {
-            let hosts = open_hosts(lab, folder, Kind::Host)?;
+            let hosts = first_two()?;
             let ends = [Place::first(&hosts[0]), Place::first(&hosts[1])];
             between_containers(kind, &hosts, ends, lab_agents(lab, state)?)?
         }
         PathKind::Local => {
-            let hosts = open_hosts(lab, folder, Kind::Host)?;
+            let hosts = first_two()?;
             let second = Place {
                 host: &hosts[0],
                 index: 1,
@@ -205,8 +225,18 @@ pub(crate) fn make(
             peers::make(kind, lab, folder, state)?
         }
     };
+    path.machines = machines;
     check(&path)?;
     Ok(path)
+}
+
+/// Takes away what a bench has added to the lab, also one that was killed.
+pub(super) fn take_down(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<()> {
+    if lab_machines(state).is_empty() {
+        service::take_down(lab, folder, state)?;
+    }
+    kernel::take_down(lab, folder, state)?;
+    down::take_down_bench(lab, folder)
 }
 
 /// Tries it, so that one that carries nothing is named before minutes are spent; fills neighbour caches on the way. Other programs'
@@ -215,12 +245,12 @@ fn check(path: &Path) -> anyhow::Result<()> {
     let tries = if path.helpers.tools.is_empty() { 1 } else { 10 };
     for _ in 0..tries {
         interrupt::check()?;
-        let pair = Pair {
-            netns: path.client.clone(),
-            to: path.address,
+        let aim = Aim {
+            from: path.client.clone(),
+            to: Some(path.address),
         };
-        let seen = icmp::ping(&[pair], 5)?;
-        if seen.iter().any(|seen| !seen.rtts.is_empty()) {
+        let seen = pinger::ping(&[aim], 5)?;
+        if seen.iter().any(|seen| !seen.rtts_us.is_empty()) {
             return Ok(());
         }
     }
@@ -231,19 +261,34 @@ fn check(path: &Path) -> anyhow::Result<()> {
     )
 }
 
-fn open_hosts(lab: &LabName, folder: &Folder, kind: Kind) -> anyhow::Result<Vec<Host>> {
+/// The lab's first two hosts.
+fn open_hosts(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<Vec<Host>> {
     (1..=2)
-        .map(|host| Host::open(lab, folder, kind, host))
+        .map(|host| Host::of(lab, folder, &state.settings, host))
         .collect()
 }
 
-/// The lab's own agents whose CPU time counts: those of its first two hosts.
-fn lab_agents(lab: &LabName, state: &State) -> anyhow::Result<CpuGroup> {
-    let agents = CpuGroup::create(lab, "agents")?;
-    for agent in state.agents.iter().take(2) {
-        agents.add(agent.pid)?;
+/// Those of the first two that are virtual machines.
+fn lab_machines(state: &State) -> Vec<Process> {
+    (1..=2)
+        .zip(&state.agents)
+        .filter(|&(host, _)| state.settings.is_machine(host))
+        .map(|(_, process)| *process)
+        .collect()
+}
+
+/// The lab's own agents whose CPU time counts: those of its first two hosts, as far as these are namespaces.
+fn lab_agents(lab: &LabName, state: &State) -> anyhow::Result<Option<CpuGroup>> {
+    if state.settings.only_machines() {
+        return Ok(None);
     }
-    Ok(agents)
+    let agents = CpuGroup::create(lab, "agents")?;
+    for (host, agent) in (1..=2).zip(&state.agents) {
+        if !state.settings.is_machine(host) {
+            agents.add(agent.pid)?;
+        }
+    }
+    Ok(Some(agents))
 }
 
 /// One container of a host, counted from 0.
@@ -275,21 +320,23 @@ impl<'a> Place<'a> {
 fn between_containers(
     kind: PathKind,
     hosts: &[Host],
-    [client, server]: [Place<'_>; 2],
-    agents: CpuGroup,
+    ends: [Place<'_>; 2],
+    agents: Option<CpuGroup>,
 ) -> anyhow::Result<Path> {
     let endpoints = up::endpoints(&hosts[0])?;
-    let (client, server) = (client.find(&endpoints)?, server.find(&endpoints)?);
+    let [from, to] = &ends;
+    let (client, server) = (from.find(&endpoints)?, to.find(&endpoints)?);
     let address = server.ips.first();
     let address = *address.with_context(|| format!("{} has no address", server.container))?;
     Ok(Path {
         kind,
-        client: Netns::open(&client.container)?,
-        server: Netns::open(&server.container)?,
+        client: from.host.container(&client.container)?,
+        server: to.host.container(&server.container)?,
         address,
         bind: address,
         port_offset: 0,
-        agents: Some(agents),
+        agents,
+        machines: Vec::new(),
         helpers: Helpers::default(),
     })
 }
@@ -306,7 +353,9 @@ fn make_plain(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<P
         agents.push(agent);
     }
     agents.iter_mut().try_for_each(Agent::wait_ready)?;
-    let hosts = open_hosts(lab, folder, Kind::Plain)?;
+    let hosts = (1..=2)
+        .map(|host| Host::open(lab, folder, Kind::Plain, host))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     up::make_cluster(&hosts, Kind::Plain, settings.underlay)?;
     up::make_network(&hosts[0], settings.subnet)?;
     for (number, host) in (1..).zip(&hosts) {
@@ -315,5 +364,5 @@ fn make_plain(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<P
     }
     up::wait_for_tables(&hosts)?;
     let ends = [Place::first(&hosts[0]), Place::first(&hosts[1])];
-    between_containers(PathKind::Plain, &hosts, ends, group)
+    between_containers(PathKind::Plain, &hosts, ends, Some(group))
 }

@@ -1,4 +1,4 @@
-//! A program that the bench starts inside a namespace: its CPU time counted, its output read, its end awaited.
+//! A program that the bench starts in a namespace or a virtual machine: its CPU time counted, its output read, its end awaited.
 //! None outlives the bench's interest in it.
 
 use std::io::{BufRead, BufReader, Read};
@@ -7,11 +7,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use netns::Netns;
 use serde::de::DeserializeOwned;
 
 use crate::cpu::CpuGroup;
 use crate::interrupt;
+use crate::spot::Spot;
 
 /// How long a tool may take to start, and to end after its time.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -25,10 +25,10 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
-    /// Starts it in `netns`, counted in `group`.
+    /// Starts it in `spot`, counted in `group`; a virtual machine's time is counted as a whole.
     pub(crate) fn start(
-        netns: &Netns,
-        group: &CpuGroup,
+        spot: &Spot,
+        group: Option<&CpuGroup>,
         command: &mut Command,
     ) -> anyhow::Result<Self> {
         let name = command
@@ -38,13 +38,8 @@ impl Tool {
             .next()
             .unwrap_or_default()
             .to_owned();
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = netns
-            .run(|| command.spawn())?
-            .with_context(|| format!("can't start {name}"))?;
+        let streams = [Stdio::piped(), Stdio::piped(), Stdio::piped()];
+        let mut child = spot.spawn(command, streams)?;
         let stdout = child.stdout.take();
         let (send, lines) = channel();
         std::thread::spawn(move || {
@@ -59,7 +54,9 @@ impl Tool {
             }
         });
         let tool = Self { name, child, lines };
-        group.add(tool.child.id())?;
+        if let (Some(group), Spot::Here(_)) = (group, spot) {
+            group.add(tool.child.id())?;
+        }
         Ok(tool)
     }
 

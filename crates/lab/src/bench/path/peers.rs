@@ -25,6 +25,7 @@ use crate::bench::tool::Tool;
 use crate::cpu::CpuGroup;
 use crate::interrupt;
 use crate::name::{Kind, LabName};
+use crate::spot::Spot;
 use crate::state::{Folder, State};
 use crate::topology::{self, UPLINK, Underlay};
 
@@ -75,9 +76,10 @@ pub(super) fn make(
         address: ip(two.number),
         bind: ip(two.number),
         port_offset: 0,
-        client: one.netns,
-        server: two.netns,
+        client: Spot::Here(one.netns),
+        server: Spot::Here(two.netns),
         agents: Some(group),
+        machines: Vec::new(),
         helpers,
     })
 }
@@ -139,9 +141,7 @@ fn ovs(
             for name in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
                 command.env(name, &own.folder);
             }
-            helpers
-                .tools
-                .push(Tool::start(&own.netns, group, &mut command)?);
+            helpers.tools.push(own.start(group, &mut command)?);
             anyhow::Ok(())
         };
         daemon(
@@ -228,9 +228,7 @@ fn tinc(
         let mut command = Command::new("tincd");
         command.arg("-D").arg("-c").arg(&own.folder);
         command.arg(format!("--pidfile={}", own.folder.join("pid").display()));
-        helpers
-            .tools
-            .push(Tool::start(&own.netns, group, &mut command)?);
+        helpers.tools.push(own.start(group, &mut command)?);
         own.raise(INTERFACE)?;
     }
     Ok(())
@@ -262,9 +260,7 @@ fn fastd(
         )?;
         let mut command = Command::new("fastd");
         command.arg("-c").arg(own.folder.join("fastd.conf"));
-        helpers
-            .tools
-            .push(Tool::start(&own.netns, group, &mut command)?);
+        helpers.tools.push(own.start(group, &mut command)?);
         own.raise(INTERFACE)?;
     }
     Ok(())
@@ -287,9 +283,7 @@ fn wireguard(
             .args(["-f", &interface(own)])
             .env("WG_PROCESS_FOREGROUND", "1")
             .env("LOG_LEVEL", "error");
-        helpers
-            .tools
-            .push(Tool::start(&own.netns, group, &mut command)?);
+        helpers.tools.push(own.start(group, &mut command)?);
         own.raise(&interface(own))?;
         let socket = PathBuf::from(format!("/var/run/wireguard/{}.sock", interface(own)));
         helpers.files.push(socket.clone());
@@ -311,6 +305,11 @@ fn wireguard(
 }
 
 impl Station {
+    /// Starts a program that carries the path.
+    fn start(&self, group: &CpuGroup, command: &mut Command) -> anyhow::Result<Tool> {
+        Tool::start(&Spot::Here(self.netns.clone()), Some(group), command)
+    }
+
     /// Waits for the tunnel's interface, and gives it its address.
     fn raise(&self, interface: &str) -> anyhow::Result<()> {
         let link = Netlink::open(&self.netns)?;

@@ -15,6 +15,7 @@ use super::{Helpers, Path, PathKind, Place, lab_agents, open_hosts};
 use crate::agent::Host;
 use crate::interrupt;
 use crate::name::{Kind, LabName, Role};
+use crate::spot::Spot;
 use crate::state::{Folder, State};
 use crate::topology;
 use crate::{NETWORK, up};
@@ -61,7 +62,7 @@ pub(super) fn make(
     folder: &Folder,
     state: &State,
 ) -> anyhow::Result<Path> {
-    let hosts = open_hosts(lab, folder, Kind::Host)?;
+    let hosts = open_hosts(lab, folder, state)?;
     let member = lab.of(Role::Container(
         Kind::Host,
         2,
@@ -98,12 +99,13 @@ pub(super) fn make(
     };
     Ok(Path {
         kind,
-        client: Netns::open(&client)?,
-        server: Netns::open(&member)?,
+        client: Spot::Here(Netns::open(&client)?),
+        server: Spot::Here(Netns::open(&member)?),
         address,
         bind: any,
         port_offset,
-        agents: Some(lab_agents(lab, state)?),
+        agents: lab_agents(lab, state)?,
+        machines: Vec::new(),
         helpers: Helpers::default(),
     })
 }
@@ -122,7 +124,7 @@ fn addresses(host: &Host, container: &str, network: &str) -> anyhow::Result<Vec<
 
 /// Two containers of a network of their own, one on each of the first two hosts.
 pub(super) fn make_apart(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<Path> {
-    let hosts = open_hosts(lab, folder, Kind::Host)?;
+    let hosts = open_hosts(lab, folder, state)?;
     let containers = apart(lab, state);
     hosts[0].towline(&["network", "create", APART])?;
     for (host, container) in hosts.iter().zip(&containers) {
@@ -133,12 +135,13 @@ pub(super) fn make_apart(lab: &LabName, folder: &Folder, state: &State) -> anyho
     let address = *address.first().context("a container has no address")?;
     Ok(Path {
         kind: PathKind::Apart,
-        client: Netns::open(&client)?,
-        server: Netns::open(&server)?,
+        client: Spot::Here(Netns::open(&client)?),
+        server: Spot::Here(Netns::open(&server)?),
         address,
         bind: address,
         port_offset: 0,
-        agents: Some(lab_agents(lab, state)?),
+        agents: lab_agents(lab, state)?,
+        machines: Vec::new(),
         helpers: Helpers::default(),
     })
 }
@@ -244,12 +247,8 @@ fn nft(host: &Netns, text: &str) -> anyhow::Result<()> {
 }
 
 /// Takes away the service, its member, the rule and the network without services, as far as they are there.
-pub(in crate::bench) fn take_down(
-    lab: &LabName,
-    folder: &Folder,
-    state: &State,
-) -> anyhow::Result<()> {
-    let hosts = open_hosts(lab, folder, Kind::Host)?;
+pub(super) fn take_down(lab: &LabName, folder: &Folder, state: &State) -> anyhow::Result<()> {
+    let hosts = open_hosts(lab, folder, state)?;
     if hosts[0]
         .ask::<serde_json::Value>(&["network", "inspect", APART])
         .is_ok()
