@@ -18,6 +18,9 @@ use towline_tests::service::{
 use towline_tests::{sh, try_sh, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long a question may take while members go: a packet that is lost is sent again after a second, and a busy machine stands still
+/// for as long.
+const QUESTION_LIMIT: Duration = Duration::from_secs(3);
 /// The client's addresses.
 const CLIENT: [&str; 2] = ["192.0.2.254", "2001:db8:2::fe"];
 /// A check that finds out soon.
@@ -141,9 +144,10 @@ fn tell_last_failure(asked: &[Asked], since: Instant, what: &str) {
     }
 }
 
-/// What a load asked, half a second of it after `from`.
+/// What a load asked, half a second of it after `from`, and after what was asked before has failed.
 fn stopped_after(load: Load, from: Instant) -> Vec<Asked> {
-    std::thread::sleep(from.saturating_duration_since(Instant::now()) + Duration::from_millis(500));
+    let more = QUESTION_LIMIT + Duration::from_millis(500);
+    std::thread::sleep(from.saturating_duration_since(Instant::now()) + more);
     load.stop()
 }
 
@@ -241,7 +245,7 @@ fn a_member_that_is_killed_or_unhealthy_gets_no_new_connections() {
         .iter_mut()
         .map(|asking| asking.ask().unwrap().member)
         .collect();
-    let load = Load::start(web.client(), &targets, Duration::from_secs(1));
+    let load = Load::start(web.client(), &targets, QUESTION_LIMIT);
 
     let host = &web.cluster.hosts[0];
     let listed = host.json("ps --json");
@@ -257,7 +261,7 @@ fn a_member_that_is_killed_or_unhealthy_gets_no_new_connections() {
 
     web.members.get_mut(&unhealthy).unwrap().server = None;
     web.wait_serving(&[0, 1, 2], 1);
-    let load = Load::start(web.client(), &targets, Duration::from_secs(1));
+    let load = Load::start(web.client(), &targets, QUESTION_LIMIT);
     std::thread::sleep(Duration::from_millis(300));
     let asked = load.stop();
     none_failed(&asked, asked[0].at, "a member is unhealthy");
@@ -293,7 +297,7 @@ fn a_host_that_is_lost_takes_nobodys_connections() {
     // Hosts are given ten seconds to come back to a manager that has just started.
     std::thread::sleep(Duration::from_secs(11).saturating_sub(started.elapsed()));
     let targets = web.ports_of(&[0, 1]);
-    let load = Load::start(web.client(), &targets, Duration::from_secs(1));
+    let load = Load::start(web.client(), &targets, QUESTION_LIMIT);
     // As if its power were cut.
     let lost_at = Instant::now();
     sh(&web.cluster.switch, "ip link set p3 down");
