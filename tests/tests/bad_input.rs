@@ -360,8 +360,6 @@ fn networks_and_names_that_cannot_be_are_refused() {
         "service logs web",
         "doctor",
         "bench",
-        "network connect a b",
-        "network prune",
     ] {
         host.refused(refused, USAGE, &["not built yet"]);
     }

@@ -46,6 +46,7 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
             network::remove(agent, name, force)?;
             Response::Done
         }
+        Request::NetworkPrune(wanted) => Response::Pruned(network::prune(agent, wanted)?),
         Request::HostList => Response::Hosts(host::list(agent)?),
         Request::HostRemove { host, force } => {
             host::remove(agent, &host, force)?;

@@ -89,6 +89,7 @@ impl Parts {
                 // cost the others their frames.
                 let records = state.endpoints.iter();
                 records
+                    .filter(|record| record.standing.is_whole())
                     .map(|record| (record.endpoint(), EndpointState::Up))
                     .collect()
             }),

@@ -1,10 +1,10 @@
 //! Networks: what a client asks becomes a request to the manager, and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use control::{NetworkDetails, NetworkSpec, Request, Response, State, SubnetUsage};
+use control::{NetworkDetails, NetworkSpec, Request, RequestError, Response, State, SubnetUsage};
 use ipnet::IpNet;
 use netns::Netlink;
 use vtep::Vni;
@@ -118,6 +118,34 @@ pub(super) fn remove(agent: &Agent, name: String, force: bool) -> anyhow::Result
     }
     member.control.request(Request::RemoveNetwork(name))?;
     Ok(())
+}
+
+/// Removes those of these networks that neither a container nor a service uses; the names of those that went.
+pub(super) fn prune(agent: &Agent, wanted: Vec<String>) -> anyhow::Result<Vec<String>> {
+    let member = agent.member()?;
+    let Response::Services(services) = member.control.request(Request::Services)? else {
+        return Err(unexpected());
+    };
+    let of_services: BTreeSet<Vni> = services.iter().map(|known| known.service.vni).collect();
+    let mut removed = Vec::new();
+    for id in wanted {
+        let found = member.control.request(Request::Network(id.clone()));
+        let network = match found {
+            Ok(Response::Details(details)) if details.endpoints.is_empty() => details.network,
+            Ok(_) | Err(RequestError::Refused(_)) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if network.ingress || of_services.contains(&network.vni) {
+            continue;
+        }
+        match member.control.request(Request::RemoveNetwork(id)) {
+            Ok(_) => removed.push(network.name),
+            // Somebody has come to use it meanwhile, or has removed it.
+            Err(RequestError::Refused(refusal)) => tracing::debug!("{refusal}"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(removed)
 }
 
 /// Has the manager make the network of published ports, unless the cluster has or had one: an agent asks, because the manager cannot

@@ -42,6 +42,9 @@ pub(crate) struct State {
     pub(crate) endpoints: Vec<EndpointRecord>,
     /// Containers' places on the gateway bridge.
     pub(crate) attachments: Vec<AttachmentRecord>,
+    /// Ports of this host that containers asked for which have no place on the gateway bridge now.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) closed_ports: BTreeMap<String, Vec<control::service::Publish>>,
     /// What the kernel's limits of neighbours were before they were raised, by IP version.
     #[serde(default)]
     pub(crate) neighbor_limits: BTreeMap<String, u64>,
@@ -118,6 +121,29 @@ pub(crate) struct EndpointRecord {
     /// In static mode: the namespace of somebody else that the port is in; none: a container of `towline run`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) netns: Option<String>,
+    /// How far it has come.
+    #[serde(default, skip_serializing_if = "Standing::is_whole")]
+    pub(crate) standing: Standing,
+}
+
+/// How far an endpoint has come that is made or taken away while its container runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Standing {
+    /// All of it stands, or stands and falls with its container.
+    #[default]
+    Whole,
+    /// It is being made: an agent that finds it so takes it away again.
+    Coming,
+    /// It is being taken away: an agent that finds it so goes on with that.
+    Going,
+}
+
+impl Standing {
+    /// Whether all of it stands.
+    pub(crate) fn is_whole(&self) -> bool {
+        *self == Self::Whole
+    }
 }
 
 impl EndpointRecord {
@@ -159,7 +185,15 @@ impl State {
             member: endpoint.member,
             names: endpoint.names,
             netns: None,
+            standing: Standing::Whole,
         }
+    }
+
+    /// A container's places in networks, as far as they stand.
+    pub(crate) fn places(&self, container: &str) -> impl Iterator<Item = &EndpointRecord> {
+        let own = move |record: &&EndpointRecord| record.container == container;
+        let records = self.endpoints.iter().filter(own);
+        records.filter(|record| record.standing.is_whole())
     }
 }
 
@@ -178,6 +212,9 @@ pub(crate) struct AttachmentRecord {
     /// Ports of this host that are its own, as `run --publish` asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) publish: Vec<control::service::Publish>,
+    /// Whether the container was started without a network: it keeps this place whatever networks come and go.
+    #[serde(default)]
+    pub(crate) own: bool,
 }
 
 /// The state in memory and on disk; both change together.
@@ -206,6 +243,7 @@ impl StateFile {
                 networks: Vec::new(),
                 endpoints: Vec::new(),
                 attachments: Vec::new(),
+                closed_ports: BTreeMap::new(),
                 neighbor_limits: BTreeMap::new(),
                 mount_points: Vec::new(),
             },
@@ -306,8 +344,79 @@ fn write(path: &Path, state: &State) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use control::NetworkSpec;
+    use vtep::settings::WireSettings;
+
     use super::*;
+
+    /// What is known of the container `c1` with a place in each of these networks: 1 leads outside, 2 is internal, 3 carries
+    /// published ports. `attached`: it has a place on the gateway bridge, its own or not.
+    pub(in crate::agent) fn state_with(
+        places: &[(u32, Standing)],
+        attached: Option<bool>,
+    ) -> State {
+        let vni = |number| Vni::new(number).expect("a VNI");
+        let epoch = |counter| Epoch::new(1, counter);
+        let network = |number| Network {
+            id: format!("id{number}"),
+            name: format!("net{number}"),
+            vni: vni(number),
+            subnets: Vec::new(),
+            gateway_mac: control::allocator::gateway_mac(vni(number)),
+            mtu: 1450,
+            settings: WireSettings::default(),
+            addressing: NetworkSpec::named("").addressing,
+            ingress: number == 3,
+            internal: number == 2,
+            attachable: true,
+            dns_ttl: control::dns_ttl(),
+            labels: BTreeMap::new(),
+            options: BTreeMap::new(),
+            created: 0,
+            epoch: epoch(1),
+        };
+        let mut state = State {
+            version: VERSION,
+            host: HostId::from_bytes([1; 16]),
+            incarnation: 1,
+            membership: None,
+            next_port: 1,
+            networks: (1..=3).map(network).collect(),
+            endpoints: Vec::new(),
+            attachments: Vec::new(),
+            closed_ports: BTreeMap::new(),
+            mount_points: Vec::new(),
+            neighbor_limits: BTreeMap::new(),
+        };
+        for (counter, (number, standing)) in (2..).zip(places) {
+            let endpoint = Endpoint {
+                vni: vni(*number),
+                container: "c1".to_owned(),
+                mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+                ips: Vec::new(),
+                epoch: epoch(counter),
+                member: None,
+                names: None,
+            };
+            let record = state.new_endpoint(endpoint, "eth0".to_owned(), 1450, Backend::Plain);
+            state.endpoints.push(EndpointRecord {
+                standing: *standing,
+                ..record
+            });
+        }
+        state
+            .attachments
+            .extend(attached.map(|own| AttachmentRecord {
+                container: "c1".to_owned(),
+                ifname: "eth1".to_owned(),
+                host_ifname: "tl1".to_owned(),
+                addresses: (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
+                publish: Vec::new(),
+                own,
+            }));
+        state
+    }
 
     #[test]
     fn state_survives_and_the_incarnation_counts_up() {

@@ -53,6 +53,30 @@ pub(crate) enum Request {
         #[serde(default)]
         drain_timeout: Option<u32>,
     },
+    /// `towline network connect`.
+    Connect(Connect),
+    /// `towline network disconnect`.
+    Disconnect {
+        /// The container's name, or the beginning of its id.
+        container: String,
+        /// The network's name, its id, or the beginning of it.
+        network: String,
+        /// Also out of a service on it.
+        force: bool,
+    },
+}
+
+/// A place in one more network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Connect {
+    /// The container's name, or the beginning of its id.
+    pub(crate) container: String,
+    /// The network's name, its id, or the beginning of it.
+    pub(crate) network: String,
+    /// The addresses wanted there.
+    pub(crate) ips: Vec<IpAddr>,
+    /// Other names that it is to have there.
+    pub(crate) aliases: Vec<String>,
 }
 
 /// A container to make.
@@ -106,6 +130,8 @@ pub(crate) enum Response {
     List(Vec<Container>),
     /// To [`Request::Remove`]: the name of what was removed.
     Removed(String),
+    /// To [`Request::Connect`] and [`Request::Disconnect`]: what the operator should know, one sentence each.
+    Changed(Vec<String>),
 }
 
 /// A container that waits for its command.

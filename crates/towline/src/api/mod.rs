@@ -48,6 +48,8 @@ pub(crate) enum Request {
         /// An unknown network is no error.
         force: bool,
     },
+    /// `towline network prune`: those of these ids that nobody uses.
+    NetworkPrune(Vec<String>),
     /// `towline host ls`.
     HostList,
     /// `towline host rm`.
@@ -117,6 +119,8 @@ pub(crate) enum Response {
     Network(Box<Network>),
     /// To [`Request::NetworkList`].
     Networks(Vec<NetworkSummary>),
+    /// To [`Request::NetworkPrune`]: names of those that were removed.
+    Pruned(Vec<String>),
     /// To [`Request::HostList`], and to [`Request::Update`] as far as the hosts have followed.
     Hosts(Vec<Host>),
     /// To [`Request::Fdb`].

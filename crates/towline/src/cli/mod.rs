@@ -25,6 +25,7 @@ mod run;
 mod service;
 mod shim;
 mod status;
+mod template;
 pub(crate) mod token;
 mod update;
 mod verify;

@@ -1,9 +1,10 @@
 //! `towline network`: with the words and columns of `docker network`.
 
+mod attach;
+mod list;
 mod options;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -20,18 +21,8 @@ pub(crate) enum Command {
     /// Create a network
     Create(Box<CreateArgs>),
     /// List networks
-    #[command(visible_alias = "list", after_help = "Example: towline network ls")]
-    Ls {
-        /// Print ids alone
-        #[arg(short, long)]
-        quiet: bool,
-        /// Do not cut ids
-        #[arg(long)]
-        no_trunc: bool,
-        /// Print JSON instead of a table
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(visible_alias = "list")]
+    Ls(list::LsArgs),
     /// Show all about networks, as JSON
     #[command(after_help = "Example: towline network inspect myoverlay")]
     Inspect {
@@ -55,21 +46,12 @@ pub(crate) enum Command {
         #[arg(short, long)]
         force: bool,
     },
-    #[command(hide = true, disable_help_flag = true)]
-    Connect {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<OsString>,
-    },
-    #[command(hide = true, disable_help_flag = true)]
-    Disconnect {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<OsString>,
-    },
-    #[command(hide = true, disable_help_flag = true)]
-    Prune {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<OsString>,
-    },
+    /// Connect a running container to a network
+    Connect(attach::ConnectArgs),
+    /// Disconnect a running container from a network
+    Disconnect(attach::DisconnectArgs),
+    /// Remove all networks that nobody uses
+    Prune(list::PruneArgs),
 }
 
 const CREATE_HELP: &str = "\
@@ -139,6 +121,9 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     attachable: bool,
+    /// Lead nowhere else: containers on such networks alone have no way to the outside, and no default route
+    #[arg(long)]
+    internal: bool,
     /// Print the network as JSON instead of its id
     #[arg(long)]
     json: bool,
@@ -149,8 +134,6 @@ pub(crate) struct CreateArgs {
 /// Docker's options that are not built yet, so that each is refused by name.
 #[derive(Debug, clap::Args)]
 struct RefusedOptions {
-    #[arg(long, hide = true)]
-    internal: bool,
     #[arg(long, hide = true)]
     encrypted: bool,
     #[arg(long, hide = true)]
@@ -169,7 +152,6 @@ impl RefusedOptions {
     fn check(&self) -> anyhow::Result<()> {
         let leave_it_out = "leave it out";
         for (given, option, instead) in [
-            (self.internal, "--internal", leave_it_out),
             (
                 self.encrypted,
                 "--encrypted",
@@ -196,31 +178,12 @@ impl RefusedOptions {
 pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     match command {
         Command::Create(args) => create(*args, context)?,
-        Command::Ls {
-            quiet,
-            no_trunc,
-            json,
-        } => ls(quiet, no_trunc, json, context)?,
+        Command::Ls(args) => list::ls(&args, context)?,
         Command::Inspect { networks, json: _ } => return inspect(networks, context),
         Command::Rm { networks, force } => return rm(networks, force, context),
-        Command::Connect { .. } => {
-            return Err(not_built(
-                "network connect",
-                "name each network at 'towline run --network'",
-            ));
-        }
-        Command::Disconnect { .. } => {
-            return Err(not_built(
-                "network disconnect",
-                "remove the container with 'towline rm'",
-            ));
-        }
-        Command::Prune { .. } => {
-            return Err(not_built(
-                "network prune",
-                "remove each network with 'towline network rm'",
-            ));
-        }
+        Command::Connect(args) => attach::connect(args, context)?,
+        Command::Disconnect(args) => attach::disconnect(args, context)?,
+        Command::Prune(args) => list::prune(&args, context)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -259,7 +222,7 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
         ipv6: args.ipv6,
         addressing: options.addressing,
         ingress: args.ingress,
-        internal: args.refused.internal,
+        internal: args.internal,
         attachable: args.attachable,
         dns_ttl: options.dns_ttl,
         vni: args.vni,
@@ -307,49 +270,6 @@ pub(super) fn label(text: &str) -> anyhow::Result<(String, String)> {
     }
 }
 
-fn ls(quiet: bool, no_trunc: bool, json: bool, context: &Context) -> anyhow::Result<()> {
-    let Response::Networks(networks) = context.client()?.request(&Request::NetworkList)? else {
-        return Err(super::unexpected());
-    };
-    if json {
-        return output::json(&networks);
-    }
-    let cut = |id: &str| {
-        if no_trunc {
-            id.to_owned()
-        } else {
-            id.get(..12).unwrap_or(id).to_owned()
-        }
-    };
-    if quiet {
-        return networks
-            .iter()
-            .try_for_each(|network| output::line(&cut(&network.id)));
-    }
-    output::table(
-        &[
-            "NETWORK ID",
-            "NAME",
-            "DRIVER",
-            "SCOPE",
-            "VNI",
-            "MTU",
-            "SUBNETS",
-        ],
-        networks.into_iter().map(|network| {
-            [
-                cut(&network.id),
-                network.name,
-                network.driver,
-                network.scope,
-                network.vni.to_string(),
-                network.mtu.to_string(),
-                output::list(network.subnets),
-            ]
-        }),
-    )
-}
-
 fn inspect(names: Vec<String>, context: &Context) -> anyhow::Result<ExitCode> {
     let mut client = context.client()?;
     let mut networks = Vec::new();
@@ -384,6 +304,17 @@ fn rm(names: Vec<String>, force: bool, context: &Context) -> anyhow::Result<Exit
         }
     }
     Ok(code)
+}
+
+/// Asks whether to go on. Nobody there to answer is a no.
+fn agreed() -> anyhow::Result<bool> {
+    eprint!("Are you sure you want to continue? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(
+        answer.trim().to_ascii_lowercase().as_str(),
+        "y" | "yes"
+    ))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use netns::{Netlink, Netns};
 use vtep::fdb::PortId;
 
-use super::{Agent, Drain, held, host_interface, is_running, mount_points};
+use super::{Agent, Drain, gateway, held, host_interface, is_running, mount_points};
 use crate::agent::state::EndpointRecord;
 use crate::agent::{Member, volumes};
 use crate::shim::EXIT_SIGNAL;
@@ -221,8 +221,7 @@ fn release(agent: &Arc<Agent>, spec: &Spec) -> anyhow::Result<()> {
         for record in &records {
             attempt(&record.ifname, release_endpoint(agent, &member, record));
         }
-        attempt("gateway bridge", release_gateway(agent, &member, spec));
-        member.services.host_changed();
+        attempt("gateway bridge", gateway::release(agent, &member, spec));
     } else {
         attempt("gateway bridge", delete_link(agent, spec));
     }
@@ -257,15 +256,6 @@ pub(crate) fn release_endpoint(
         state
             .endpoints
             .retain(|endpoint| (endpoint.vni, endpoint.epoch) != (record.vni, record.epoch));
-    })
-}
-
-fn release_gateway(agent: &Agent, member: &Member, spec: &Spec) -> anyhow::Result<()> {
-    member.gateway().detach(&host_interface(spec))?;
-    agent.state.update(|state| {
-        state
-            .attachments
-            .retain(|attachment| attachment.container != spec.name)
     })
 }
 

@@ -82,11 +82,9 @@ fn describe(folder: &Folder, spec: &Spec, state: &State, member: Option<&Member>
         Phase::Ending => "ending",
         Phase::Exited => "exited",
     };
-    let endpoints = state
-        .endpoints
-        .iter()
-        .filter(|endpoint| endpoint.container == spec.name);
-    let part = endpoints.clone().find_map(|endpoint| endpoint.member);
+    let part = state
+        .places(&spec.name)
+        .find_map(|endpoint| endpoint.member);
     let attachment = state
         .attachments
         .iter()
@@ -100,7 +98,8 @@ fn describe(folder: &Folder, spec: &Spec, state: &State, member: Option<&Member>
         exit_code: exit.as_ref().map(|exit| exit.code),
         created: spec.created,
         finished: exit.map(|exit| exit.finished),
-        endpoints: endpoints
+        endpoints: state
+            .places(&spec.name)
             .map(|endpoint| Place {
                 network: state
                     .networks

@@ -13,10 +13,12 @@
 
 mod clear;
 mod drain;
+mod gateway;
 mod list;
 mod mount_points;
 mod mounts;
 mod name;
+mod places;
 mod prepare;
 pub(super) mod publish;
 mod reconcile;
@@ -184,6 +186,12 @@ pub(crate) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Res
                 None => Response::Done,
             }
         }
+        Request::Connect(connect) => Response::Changed(places::connect(agent, &connect)?),
+        Request::Disconnect {
+            container,
+            network,
+            force,
+        } => Response::Changed(places::disconnect(agent, &container, &network, force)?),
     })
 }
 

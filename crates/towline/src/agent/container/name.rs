@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use control::Names;
+use control::names::{ALIASES_MAX, is_valid_alias};
 
 use crate::shim::folder::Spec;
 
@@ -41,6 +42,33 @@ pub(super) fn names(spec: &Spec, aliases: Vec<String>) -> Arc<Names> {
     })
 }
 
+/// Other names that a user gives a container on a network, in lower case and each once.
+///
+/// # Errors
+/// One that can't be asked for, or too many.
+pub(super) fn aliases(wanted: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut aliases: Vec<String> = Vec::new();
+    for alias in wanted {
+        let lower = alias.to_ascii_lowercase();
+        if !is_valid_alias(&lower) {
+            bail!(
+                "{} can't be an alias: use letters, digits, '_', '-', and '.' between them, at most 63 characters",
+                control::quote(alias)
+            );
+        }
+        if !aliases.contains(&lower) {
+            aliases.push(lower);
+        }
+    }
+    if aliases.len() > ALIASES_MAX {
+        bail!(
+            "{} aliases are too many: a container has at most {ALIASES_MAX} on a network",
+            aliases.len()
+        );
+    }
+    Ok(aliases)
+}
+
 /// A name nobody had to think of.
 pub(super) fn random() -> io::Result<String> {
     let [adjective, noun, number] = random_bytes::<3>()?;
@@ -70,6 +98,21 @@ fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn aliases_are_names_that_can_be_asked_for() {
+        let given = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
+            aliases(&texts)
+        };
+        assert_eq!(given(&["DB", "db", "a.b"]).expect("names"), ["db", "a.b"]);
+        for bad in ["", "a b", "a..b", "-a", "ä", &"x".repeat(64)] {
+            let error = given(&[bad]).expect_err(bad).to_string();
+            assert!(error.contains("can't be an alias"), "{error}");
+        }
+        let many: Vec<String> = (0..=ALIASES_MAX).map(|n| format!("a{n}")).collect();
+        assert!(aliases(&many).is_err());
+    }
 
     #[test]
     fn random_names_are_allowed_and_ids_make_interface_names() {

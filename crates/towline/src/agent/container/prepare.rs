@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use bridge::Attachment;
 use control::{Endpoint, EndpointState, Network};
 use ipnet::IpNet;
 use netns::{Netlink, Netns, Route, sysctl};
@@ -15,8 +14,8 @@ use vtep::datapath::PortSpec;
 use vtep::fdb::PortId;
 
 use super::source::Source;
-use super::{Agent, clear, held, host_interface, mount_points, mounts, name, publish};
-use crate::agent::state::{AttachmentRecord, EndpointRecord};
+use super::{Agent, clear, gateway, held, mount_points, mounts, name, places, publish};
+use crate::agent::state::EndpointRecord;
 use crate::agent::{Member, ingress};
 use crate::api::container::{Prepare, Prepared};
 use crate::api::mount;
@@ -95,11 +94,19 @@ fn prepare_one(
 }
 
 /// Why a container was not made.
-enum Refusal {
+pub(super) enum Refusal {
     /// Its name is taken; another may be free.
     Name(anyhow::Error),
     /// All else.
     Other(anyhow::Error),
+}
+
+impl From<Refusal> for anyhow::Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Name(error) | Refusal::Other(error) => error,
+        }
+    }
 }
 
 impl From<anyhow::Error> for Refusal {
@@ -195,7 +202,11 @@ fn check_free(folder: &Folder, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn claim(member: &Member, name: &str) -> Result<Source, Refusal> {
+/// Takes a container's name, or keeps it, and says who hands out what it needs.
+///
+/// # Errors
+/// The name is another's, or it is not known whether it is.
+pub(super) fn claim(member: &Member, name: &str) -> Result<Source, Refusal> {
     match member
         .control
         .request(control::Request::ClaimName(name.to_owned()))
@@ -259,7 +270,6 @@ fn make(
         endpoint.names = Some(name::names(spec, Vec::new()));
         records.push(record(agent, endpoint, network, index)?);
     }
-    let ethernets = networks.len();
     if let Some((service, weight)) = &service
         && service.spec.uses_ingress()
     {
@@ -283,26 +293,23 @@ fn make(
             format!("can't attach {} to the network {}", spec.name, network.name)
         })?;
     }
-    attach_gateway(agent, member, &netns, spec, ethernets)
-        .with_context(|| format!("can't attach {} to the gateway bridge", spec.name))?;
+    if networks.is_empty() || networks.iter().any(gateway::leads_outside) {
+        gateway::attach(agent, member, &netns, spec)
+            .with_context(|| format!("can't attach {} to the gateway bridge", spec.name))?;
+    }
     let mut ports = request.publish.clone();
     if let Some((service, _)) = &service {
         ports.extend(publish::of_service(service));
     }
-    publish::open(agent, member, &spec.name, &ports)?;
-
-    for network in &networks {
-        if !wait_for_table(member, network) {
-            warnings.push(format!(
-                "the manager has not sent the table of the network {} yet: \
-                 its other containers can be reached once it has",
-                network.name
-            ));
-        }
+    if !publish::open(agent, member, &spec.name, &ports)? {
+        warnings.push(places::ports_closed(&spec.name));
     }
-    if member.control.static_tables().is_none() {
-        member.services.container(&spec.name);
-    }
+    warnings.extend(
+        networks
+            .iter()
+            .filter_map(|network| late_table(member, network)),
+    );
+    places::changed(member, &spec.name);
     agent.volumes.make_all(spec)?;
     mount_points::make(agent, spec)?;
     warnings.extend(mounts::warning(&spec.mounts));
@@ -390,40 +397,23 @@ fn with_prefix(ip: IpAddr, network: &Network) -> IpNet {
         .unwrap_or_else(|| IpNet::from(ip))
 }
 
-fn attach_gateway(
-    agent: &Agent,
-    member: &Member,
-    netns: &Netns,
-    spec: &Spec,
-    index: usize,
-) -> anyhow::Result<()> {
-    let (ifname, host_ifname) = (format!("eth{index}"), host_interface(spec));
-    let attached = member.gateway().attach(&Attachment {
-        container: netns.clone(),
-        ifname: ifname.clone(),
-        host_ifname: host_ifname.clone(),
-        addresses: None,
-    })?;
-    agent.state.update(|state| {
-        state.attachments.push(AttachmentRecord {
-            container: spec.name.clone(),
-            ifname,
-            host_ifname: host_ifname.clone(),
-            addresses: (attached.ipv4, attached.ipv6),
-            publish: Vec::new(),
-        });
-    })?;
-    Netlink::open(&agent.netns)?
-        .set_alias(&host_ifname, &format!("towline container {}", spec.name))?;
-    Ok(())
-}
-
 /// Sets an IPv6 sysctl; a kernel without IPv6 has none.
 fn set_ipv6(netns: &Netns, key: &str, value: &str) -> anyhow::Result<()> {
     if sysctl::get(netns, key).is_ok() {
         sysctl::set(netns, key, value)?;
     }
     Ok(())
+}
+
+/// What the operator should know when the manager's table of `network` does not come.
+pub(super) fn late_table(member: &Member, network: &Network) -> Option<String> {
+    (!wait_for_table(member, network)).then(|| {
+        format!(
+            "the manager has not sent the table of the network {} yet: \
+             its other containers can be reached once it has",
+            network.name
+        )
+    })
 }
 
 /// Waits until the manager's table of `network` has come.

@@ -13,7 +13,7 @@ use super::Agent;
 use crate::agent::Member;
 use crate::agent::state::AttachmentRecord;
 
-/// Opens `ports` for the container `name`, all or none, and remembers them.
+/// Opens `ports` for the container `name`, all or none, and remembers them. `false`: they are kept for when it has a way out.
 ///
 /// # Errors
 /// When one is taken, by whom, and what the kernel refused.
@@ -22,9 +22,9 @@ pub(super) fn open(
     member: &Member,
     name: &str,
     ports: &[Publish],
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     if ports.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let mut wanted = Vec::new();
     for port in ports {
@@ -34,12 +34,18 @@ pub(super) fn open(
     }
     let record = agent.state.update(|state| {
         let mut records = state.attachments.iter_mut();
-        let record = records.find(|record| record.container == name)?;
+        let Some(record) = records.find(|record| record.container == name) else {
+            state.closed_ports.insert(name.to_owned(), wanted);
+            return None;
+        };
         record.publish = wanted;
+        state.closed_ports.remove(name);
         Some(record.clone())
     })?;
-    let record = record.context("the container has no place on the gateway bridge")?;
-    reopen(agent, member, &record)
+    match record {
+        Some(record) => reopen(agent, member, &record).map(|()| true),
+        None => Ok(false),
+    }
 }
 
 /// Opens what a container has, as after a restart of the agent.

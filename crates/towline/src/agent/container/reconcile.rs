@@ -10,7 +10,7 @@ use netns::Netns;
 use vtep::Vni;
 
 use super::prepare::port_spec;
-use super::{Agent, clear, held, mount_points, publish};
+use super::{Agent, clear, gateway, held, mount_points, places, publish};
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::shim::folder::{Folder, Phase, Spec};
 
@@ -147,23 +147,18 @@ pub(super) fn watch_client(agent: &Agent, spec: &Spec) -> bool {
 }
 
 /// Takes up the interfaces of a container that an earlier agent attached. `started`: its command runs.
-fn serve(agent: &Agent, spec: &Spec, started: bool) -> anyhow::Result<()> {
+pub(super) fn serve(agent: &Agent, spec: &Spec, started: bool) -> anyhow::Result<()> {
     let member = agent.member()?;
+    let netns = Netns::open(&spec.name)?;
     if held(&agent.containers.served).contains(&spec.name) {
         if started {
             member.services.started(&spec.name);
         }
-        return Ok(());
+        return places::finish(agent, &member, &netns, spec);
     }
-    let netns = Netns::open(&spec.name)?;
-    let records: Vec<EndpointRecord> = agent.state.read(|state| {
-        state
-            .endpoints
-            .iter()
-            .filter(|record| record.container == spec.name)
-            .cloned()
-            .collect()
-    });
+    let records: Vec<EndpointRecord> = agent
+        .state
+        .read(|state| state.places(&spec.name).cloned().collect());
     for record in &records {
         member
             .datapath
@@ -191,6 +186,8 @@ fn serve(agent: &Agent, spec: &Spec, started: bool) -> anyhow::Result<()> {
             .context("can't take up its place on the gateway bridge")?;
         publish::reopen(agent, &member, &record)?;
     }
+    places::finish(agent, &member, &netns, spec)?;
+    gateway::settle(agent, &member, &netns, spec)?;
     held(&agent.containers.served).insert(spec.name.clone());
     member.services.found(&spec.name, started);
     tracing::info!("took up container {} again", spec.name);

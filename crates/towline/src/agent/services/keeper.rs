@@ -362,9 +362,8 @@ impl Shared {
 
 fn ports(agent: &Agent, name: &str) -> Vec<Port> {
     agent.state.read(|state| {
-        let records = state.endpoints.iter();
-        records
-            .filter(|record| record.container == name)
+        state
+            .places(name)
             .map(|record| Port {
                 vni: record.vni,
                 ips: record.ips.clone(),

@@ -130,7 +130,10 @@ impl Members {
         let records = agent.state.read(|state| state.endpoints.clone());
         let ingress = member.services.ingress_network();
         for (name, container) in &mut self.containers {
-            let own = || records.iter().filter(|record| record.container == *name);
+            let own = || {
+                let records = records.iter();
+                records.filter(|record| record.container == *name && record.standing.is_whole())
+            };
             let Some((record, membership)) = own().find_map(|record| {
                 let membership = record.member?;
                 (Some(record.vni) != ingress).then_some((record, membership))
@@ -276,6 +279,7 @@ fn publish(
 ) {
     let differs = |record: &EndpointRecord| {
         record.container == name
+            && record.standing.is_whole()
             && record
                 .member
                 .is_some_and(|before| change(before) != Some(before))
