@@ -18,6 +18,8 @@ use socket2::{Domain, Socket, Type};
 
 /// How long one answer may take, on a busy machine.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How often a [`Load`] asks each target.
+const ASK_EVERY: Duration = Duration::from_millis(20);
 /// How often a thread of a member looks whether it is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -277,7 +279,8 @@ pub struct Asked {
 }
 
 impl Load {
-    /// A thread for each of `targets`, inside `netns`. A question fails after `limit`.
+    /// Asks each of `targets` every [`ASK_EVERY`] from inside `netns`, whether those before are answered or not. A question fails
+    /// after `limit`.
     #[must_use]
     pub fn start(netns: &Netns, targets: &[SocketAddr], limit: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -285,16 +288,7 @@ impl Load {
             let (netns, stop) = (netns.clone(), Arc::clone(&stop));
             std::thread::spawn(move || {
                 netns
-                    .run(|| {
-                        let mut asked = Vec::new();
-                        while !stop.load(Ordering::Relaxed) {
-                            let at = Instant::now();
-                            let result = ask(target, limit).map_err(|error| error.to_string());
-                            asked.push(Asked { at, target, result });
-                            std::thread::sleep(Duration::from_millis(5));
-                        }
-                        asked
-                    })
+                    .run(|| ask_on(target, limit, &stop))
                     .expect("the namespace of a running test can be entered")
             })
         });
@@ -314,6 +308,23 @@ impl Load {
             .flat_map(|thread| thread.join().expect("a client doesn't panic"))
             .collect()
     }
+}
+
+/// Each question has a thread of its own, which is in the namespace of the one that starts it.
+fn ask_on(target: SocketAddr, limit: Duration, stop: &AtomicBool) -> Vec<Asked> {
+    let asked = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        while !stop.load(Ordering::Relaxed) {
+            scope.spawn(|| {
+                let at = Instant::now();
+                let result = ask(target, limit).map_err(|error| error.to_string());
+                let mut asked = asked.lock().expect("nobody panics with it");
+                asked.push(Asked { at, target, result });
+            });
+            std::thread::sleep(ASK_EVERY);
+        }
+    });
+    asked.into_inner().expect("nobody panics with it")
 }
 
 /// Panics with the failures among `asked` that began at `from` or later.
