@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use vtep::fdb::{Change, Location, NetworkConfig, SharedTables, TableWriter, Tables};
-use vtep::settings::WireSettings;
-use vtep::{MacAddr, Vni};
+use vtep::MacAddr;
+use vtep::fdb::{Change, Location, SharedTables, TableWriter, Tables};
+
+mod crowd;
+
+use crowd::{mac, vni};
 
 const ENDPOINTS: u32 = 1_000_000;
 /// Hosts that the endpoints are spread over.
@@ -54,38 +57,16 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (done, start.elapsed())
 }
 
-fn vni() -> Vni {
-    Vni::new(4096).expect("24 bits")
+fn remote(number: u32) -> SocketAddr {
+    crowd::remote(number % HOSTS)
 }
 
-fn mac(number: u32) -> MacAddr {
-    let [a, b, c, d] = number.to_be_bytes();
-    MacAddr::new([2, 0x42, a, b, c, d])
-}
-
-fn remote(host: u32) -> SocketAddr {
-    let [.., a, b] = (host % HOSTS).to_be_bytes();
-    SocketAddr::from(([198, 18, a, b], 4789))
-}
-
-fn set(endpoint: u32, host: u32) -> Change {
-    Change::SetFdb {
-        vni: vni(),
-        mac: mac(endpoint),
-        remote: remote(host),
-    }
+fn set(endpoint: u32, number: u32) -> Change {
+    crowd::set(endpoint, number % HOSTS)
 }
 
 fn build() -> TableWriter {
-    let mut writer = TableWriter::new();
-    writer.apply(&[Change::SetNetwork(NetworkConfig {
-        vni: vni(),
-        mtu: 1450,
-        gateway_mac: MacAddr::new([2; 6]),
-        service_ips: Default::default(),
-        gateway_ips: Vec::new(),
-        settings: WireSettings::default(),
-    })]);
+    let mut writer = crowd::writer();
     let changes: Vec<Change> = (0..ENDPOINTS).map(|number| set(number, number)).collect();
     writer.apply(&changes);
     writer

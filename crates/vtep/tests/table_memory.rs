@@ -8,9 +8,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
 
-use vtep::fdb::{Change, Location, NetworkConfig, TableWriter};
-use vtep::settings::WireSettings;
-use vtep::{MacAddr, Vni};
+use vtep::fdb::{Change, Location};
+
+#[path = "../benches/crowd/mod.rs"]
+mod crowd;
+
+use crowd::{mac, vni, writer};
 
 struct Counting;
 
@@ -60,40 +63,12 @@ fn asked() -> usize {
     ASKED.with(Cell::get)
 }
 
-fn vni() -> Vni {
-    Vni::new(4096).unwrap()
-}
-
-fn mac(number: u32) -> MacAddr {
-    let [a, b, c, d] = number.to_be_bytes();
-    MacAddr::new([2, 0x42, a, b, c, d])
-}
-
 fn remote(number: u32) -> SocketAddr {
-    let [.., a, b] = (number % 10_000).to_be_bytes();
-    SocketAddr::from(([198, 18, a, b], 4789))
+    crowd::remote(number % 10_000)
 }
 
 fn set(number: u32) -> Change {
-    Change::SetFdb {
-        vni: vni(),
-        mac: mac(number),
-        remote: remote(number),
-    }
-}
-
-/// A network without entries.
-fn writer() -> TableWriter {
-    let mut writer = TableWriter::new();
-    writer.apply(&[Change::SetNetwork(NetworkConfig {
-        vni: vni(),
-        mtu: 1450,
-        gateway_mac: MacAddr::new([2; 6]),
-        service_ips: Default::default(),
-        gateway_ips: Vec::new(),
-        settings: WireSettings::default(),
-    })]);
-    writer
+    crowd::set(number, number % 10_000)
 }
 
 #[test]
