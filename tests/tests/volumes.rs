@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -542,4 +542,131 @@ fn a_volume_is_not_filled_from_where_volumes_are() {
         &["can't fill the volume data", "volume-nocopy"],
     );
     assert_eq!(host.json("ps -a --json").as_array().unwrap().len(), 0);
+}
+
+/// Keys of docs/volumes.md in a folder that both hosts have.
+fn keys(address: &str) -> TempDir {
+    let folder = tempfile::Builder::new()
+        .prefix("towline-keys-")
+        .tempdir()
+        .unwrap();
+    for name in ["server-key", "client-key"] {
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f", name])
+            .current_dir(folder.path())
+            .status()
+            .unwrap();
+        assert!(made.success());
+    }
+    let server = fs::read_to_string(folder.path().join("server-key.pub")).unwrap();
+    fs::write(
+        folder.path().join("known-hosts"),
+        format!("[{address}]:2022 {server}"),
+    )
+    .unwrap();
+    folder
+}
+
+/// The walk through docs/volumes.md: one container keeps the files, another mounts them from the other host.
+#[test]
+fn storage_is_shared_over_the_overlay() {
+    let cluster = Cluster::joined(2, &[]);
+    let [a, b] = &cluster.hosts[..] else {
+        panic!("two hosts")
+    };
+    let keys = keys("10.0.20.10");
+    let etc = keys.path().display();
+    let (srv, mnt) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (srv, mnt) = (srv.path().join("srv"), mnt.path().join("mnt"));
+    let (srv, mnt) = (srv.display(), mnt.display());
+    let (store, web) = (cluster.container("store"), cluster.container("web"));
+    a.ok("network create --subnet 10.0.20.0/24 shared");
+    let serve = |host: &Host| {
+        host.ok(&format!(
+            "run -d --name {store} --network shared --ip 10.0.20.10 -v shared:{srv} -v {etc}:{etc}:ro -- \
+             rclone serve sftp {srv} --addr 10.0.20.10:2022 --user shared \
+             --authorized-keys {etc}/client-key.pub --key {etc}/server-key"
+        ))
+    };
+    serve(a);
+    let options = format!(
+        "-p 2022 -o IdentityFile={etc}/client-key -o UserKnownHostsFile={etc}/known-hosts,StrictHostKeyChecking=yes \
+         -o reconnect,ServerAliveInterval=5"
+    );
+    let mount = format!(
+        "until sshfs {options} shared@10.0.20.10:/ {mnt}; do sleep 0.2; done && exec sleep infinity"
+    );
+    let started = script(
+        b,
+        &format!("run -d --name {web} --network shared --mount type=tmpfs,target={mnt}"),
+        &mount,
+    );
+    assert!(
+        started.status.success(),
+        "{}",
+        String::from_utf8_lossy(&started.stderr)
+    );
+    wait_until("the other host's container has the files", LIMIT, || {
+        let write = format!("exec {web} -- sh -c");
+        let mut command = b.command(&write);
+        command.arg(format!("grep -q ' {mnt} fuse.sshfs ' /proc/self/mounts && echo hello > {mnt}/from-b && mkdir -p {mnt}/d && mv {mnt}/from-b {mnt}/d/file"));
+        b.netns
+            .run(|| command.output())
+            .unwrap()
+            .unwrap()
+            .status
+            .success()
+    });
+    assert_eq!(
+        a.ok(&format!("exec {store} -- cat {srv}/d/file")),
+        "hello\n"
+    );
+    assert!(
+        !is_mounted(Path::new(&mnt.to_string())),
+        "the mount is the container's alone"
+    );
+    a.ok(&format!("exec {store} -- touch {srv}/from-a"));
+    assert!(b.ok(&format!("exec {web} -- ls {mnt}")).contains("from-a"));
+
+    // Started again, it is taken up again.
+    a.ok(&format!("rm -f {store}"));
+    serve(a);
+    wait_until("the mount has come back", LIMIT, || {
+        b.towline(&format!("exec {web} -- timeout 10 cat {mnt}/d/file"))
+            .stdout
+            == b"hello\n"
+    });
+    b.ok(&format!("rm -f {web}"));
+    a.ok(&format!("rm -f {store}"));
+    a.ok("volume rm shared");
+}
+
+/// The other way round of docs/volumes.md: a container goes where its volume is.
+#[test]
+fn a_container_is_pinned_to_its_volume_by_a_label() {
+    let cluster = Cluster::joined(2, &[]);
+    let [a, b] = &cluster.hosts[..] else {
+        panic!("two hosts")
+    };
+    let place = tempfile::tempdir().unwrap();
+    let dst = place.path().display();
+    a.ok(&format!("host update --label-add pgdata=here {}", a.name));
+    let db = format!(
+        "run --rm --constraint node.labels.pgdata==here --mount source=pgdata,target={dst}"
+    );
+    prints(a, &db, &format!("echo kept > {dst}/row"));
+    let there = format!("run it on {}", a.name);
+    b.refused(
+        &format!("{db} -- true"),
+        125,
+        &["node.labels.pgdata==here", "it has none", &there],
+    );
+    assert!(
+        volumes(b, "").is_empty(),
+        "nothing was made where it may not run"
+    );
+    assert_eq!(prints(a, &db, &format!("cat {dst}/row")), "kept\n");
+    // Without the label, another and empty volume of the same name.
+    let other = format!("run --rm --mount source=pgdata,target={dst}");
+    assert_eq!(prints(b, &other, &format!("ls {dst}")), "");
 }

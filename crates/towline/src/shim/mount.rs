@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -221,6 +221,19 @@ fn is_folder(fd: &OwnedFd) -> io::Result<bool> {
 
 /// Makes a tree read-only, with all that is mounted below it (mount_setattr(2), Linux 5.12).
 fn make_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
+    set_read_only(tree.as_raw_fd())
+}
+
+/// Whether what is mounted below something read-only can be made read-only too.
+pub(crate) fn reaches_what_is_below() -> bool {
+    // No tree: a kernel that has the call says that it is none, and changes nothing.
+    match set_read_only(-1) {
+        Err(error) => error.raw_os_error() != Some(libc::ENOSYS),
+        Ok(()) => true,
+    }
+}
+
+fn set_read_only(fd: RawFd) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
         attr_clr: 0,
@@ -228,11 +241,11 @@ fn make_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
         userns_fd: 0,
     };
     // SAFETY: the path is a static string that ends with a zero, and the structure is a whole `mount_attr` of the size
-    // told, which the kernel only reads. rustix has no call for it.
+    // told, which the kernel only reads; it refuses a descriptor that is none. rustix has no call for it.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
+            fd,
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
             &raw const attributes,
@@ -243,16 +256,6 @@ fn make_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
-    }
-}
-
-/// Whether what is mounted below something read-only can be made read-only too.
-pub(crate) fn reaches_what_is_below() -> bool {
-    // No tree: an older kernel does not get so far as to look for one.
-    let any = io::stdin();
-    match make_read_only(any.as_fd()) {
-        Err(error) => error.raw_os_error() != Some(libc::ENOSYS),
-        Ok(()) => true,
     }
 }
 

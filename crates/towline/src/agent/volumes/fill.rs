@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::{DATA, copy, sync};
@@ -37,7 +37,14 @@ pub(super) fn fill(
         bail!("the volumes themselves are in it: add 'volume-nocopy'");
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let from = rustix::fs::openat(CWD, &source, flags, Mode::empty())?;
+    // No link that was put there since is followed.
+    let from = rustix::fs::openat2(
+        CWD,
+        &source,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS,
+    )?;
     let copying = folder.join(COPYING);
     fs::create_dir(&copying)?;
     let copied = (|| {
