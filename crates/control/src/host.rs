@@ -1,11 +1,14 @@
 //! A host: a machine that runs the agent, and what the cluster knows of it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
+
+use crate::network::quote;
 
 /// A host's identity: 128 random bits made once, kept in its state folder for ever.
 ///
@@ -122,6 +125,103 @@ pub struct HostView {
     /// Where its manager listens, or would if it were promoted; `None`: it runs none and stands by for none.
     #[serde(default)]
     pub control: Option<SocketAddr>,
+    /// What constraints can ask for.
+    #[serde(default)]
+    pub traits: HostTraits,
+}
+
+/// Most labels of one host, of each kind.
+const LABELS_MAX: usize = 32;
+/// Longest key and longest value of a label, in bytes.
+const KEY_MAX: usize = 128;
+const VALUE_MAX: usize = 256;
+/// Most bytes of all labels of one kind: many hosts go out in one message.
+const LABEL_BYTES: usize = 2048;
+/// Longest name of a system or a processor in bytes.
+const PLATFORM_MAX: usize = 32;
+
+/// What a host is beyond its place in the network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostTraits {
+    /// Labels that operators gave it; they are the cluster's.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Labels of its own configuration.
+    #[serde(default)]
+    pub own_labels: BTreeMap<String, String>,
+    /// What it runs on.
+    #[serde(default)]
+    pub platform: Platform,
+}
+
+/// What a host runs on; empty where it has not said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// The system, such as `linux`.
+    pub os: String,
+    /// The processor, such as `x86_64`.
+    pub arch: String,
+}
+
+impl Platform {
+    /// What this program was built for.
+    #[must_use]
+    pub fn here() -> Self {
+        Self {
+            os: std::env::consts::OS.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let word = |text: &str| {
+            text.len() <= PLATFORM_MAX
+                && text
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        if word(&self.os) && word(&self.arch) {
+            Ok(())
+        } else {
+            Err("invalid platform: a system and a processor are short words".to_owned())
+        }
+    }
+}
+
+/// Refuses labels that no constraint could ask for, or that are too many to tell everybody of.
+///
+/// # Errors
+/// Names the label.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    for (key, value) in labels {
+        let valid = !key.is_empty()
+            && key.len() <= KEY_MAX
+            && key
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if !valid {
+            return Err(format!(
+                "invalid label {}: a key is 1 to {KEY_MAX} letters, digits, '-', '_' or '.'",
+                quote(key)
+            ));
+        }
+        if value.len() > VALUE_MAX || value.contains(char::is_control) {
+            return Err(format!(
+                "invalid label {key}: a value is at most {VALUE_MAX} bytes without control characters"
+            ));
+        }
+    }
+    let bytes: usize = labels
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if labels.len() > LABELS_MAX || bytes > LABEL_BYTES {
+        return Err(format!(
+            "{} labels of {bytes} bytes: a host has at most {LABELS_MAX} of {LABEL_BYTES} bytes in all",
+            labels.len()
+        ));
+    }
+    Ok(())
 }
 
 /// Random bytes from the kernel.
@@ -163,6 +263,31 @@ mod tests {
         let json = serde_json::to_string(&id).unwrap();
         assert_eq!(serde_json::from_str::<HostId>(&json).unwrap(), id);
         assert_ne!(HostId::random(), id);
+    }
+
+    #[test]
+    fn labels_are_bounded() {
+        let one = |key: &str, value: &str| {
+            check_labels(&BTreeMap::from([(key.to_owned(), value.to_owned())]))
+        };
+        assert!(one("disk", "ssd").is_ok() && one("a.b-c_d", "").is_ok());
+        for key in ["", "a b", "a/b", "a=b", "é", &"x".repeat(KEY_MAX + 1)] {
+            assert!(one(key, "x").is_err(), "{key}");
+        }
+        assert!(one("disk", &"x".repeat(VALUE_MAX + 1)).is_err());
+        assert!(one("disk", "a\nb").is_err());
+        let many = |count, length: usize| {
+            let labels = (0..count).map(|n: usize| (format!("k{n}"), "v".repeat(length)));
+            check_labels(&labels.collect())
+        };
+        assert!(many(LABELS_MAX, 1).is_ok() && many(LABELS_MAX + 1, 1).is_err());
+        assert!(many(LABELS_MAX, 100).is_err(), "too many bytes");
+        assert!(Platform::here().check().is_ok());
+        let long = Platform {
+            os: "x".repeat(PLATFORM_MAX + 1),
+            arch: String::new(),
+        };
+        assert!(long.check().is_err());
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod agent;
 pub mod allocator;
 mod cache;
 mod client;
+pub mod constraint;
 mod dial;
 pub mod epoch;
 pub mod events;
@@ -48,8 +49,9 @@ mod token;
 mod transport;
 
 pub use client::{AgentConfig, AgentError, AgentHandle, CacheConfig};
+pub use constraint::{Constraint, ConstraintError};
 pub use epoch::Epoch;
-pub use host::{HostId, HostInfo, HostView};
+pub use host::{HostId, HostInfo, HostTraits, HostView, Platform, check_labels};
 pub use join::{JoinError, join};
 pub use lease::{LEASE_TIME, LeaseError, Leased};
 pub use manager::Lasts;

@@ -28,6 +28,7 @@ mod streams;
 mod subnets;
 #[cfg(test)]
 mod testing;
+mod traits;
 mod trust;
 mod verify;
 

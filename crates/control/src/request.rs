@@ -1,5 +1,6 @@
 //! What the program asks of the control plane, what it answers, and what it tells unasked.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
 use crate::events::{self, Told};
-use crate::host::{HostId, HostView};
+use crate::host::{HostId, HostView, Platform};
 use crate::installed::{Digest, Verified};
 use crate::manager::Lasts;
 use crate::network::{Endpoint, Network, NetworkSpec};
@@ -109,6 +110,22 @@ pub enum Request {
         port: u16,
         /// What keeps it from the port that is wanted.
         problem: Option<String>,
+    },
+    /// Give a host labels, and take some from it. Answer: [`Response::Done`].
+    LabelHost {
+        /// Its name or id.
+        host: String,
+        /// To be added, or to get another value.
+        add: BTreeMap<String, String>,
+        /// Keys of those to be taken away.
+        remove: Vec<String>,
+    },
+    /// What the asking host runs on, and the labels of its own configuration. Answer: [`Response::Done`].
+    TellTraits {
+        /// What it runs on.
+        platform: Platform,
+        /// Its own labels.
+        labels: BTreeMap<String, String>,
     },
     /// Forget a host for good: its addresses and names are freed, and no certificate of its is taken again. Answer:
     /// [`Response::Done`].

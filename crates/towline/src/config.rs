@@ -1,6 +1,7 @@
 //! What the agent is told: configuration file, then environment, then flags;
 //! the later wins. Checked once, here.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use vtep::datapath::Backend;
 
 use crate::cli::DEFAULT_SOCKET;
+use crate::cli::network::label;
 use crate::cli::token::duration;
 
 const DEFAULT_CONFIG: &str = "/etc/towline/towline.toml";
@@ -49,6 +51,15 @@ pub(crate) struct Flags {
     /// hosts renew theirs after two thirds of it [default: 90d; configuration key: cert-expiry]
     #[arg(long, env = "TOWLINE_CERT_EXPIRY", value_name = "DURATION")]
     cert_expiry: Option<String>,
+    /// A label of this host for 'run --constraint engine.labels.KEY==VALUE', KEY=VALUE; once per label
+    /// [default: none; configuration key: labels, an array of such texts]
+    #[arg(
+        long = "label",
+        env = "TOWLINE_LABELS",
+        value_name = "KEY=VALUE",
+        value_delimiter = ','
+    )]
+    labels: Vec<String>,
 }
 
 /// The same options as keys of the configuration file.
@@ -66,6 +77,8 @@ struct File {
     #[serde(default)]
     default_address_pools: Vec<AddressPool>,
     cert_expiry: Option<String>,
+    #[serde(default)]
+    labels: Vec<String>,
 }
 
 /// What the agent runs with.
@@ -89,6 +102,8 @@ pub(crate) struct Config {
     pub(crate) pools: Vec<AddressPool>,
     /// How long certificates are good for that this host's manager signs.
     pub(crate) cert_expiry: Duration,
+    /// Labels of this host that constraints may ask for.
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -144,6 +159,11 @@ impl Config {
                 .map(|path| absolute(Some(path), ""))
                 .transpose()?,
             pools: file.default_address_pools,
+            labels: labels(if flags.labels.is_empty() {
+                &file.labels
+            } else {
+                &flags.labels
+            })?,
         })
     }
 }
@@ -169,6 +189,16 @@ pub(crate) fn read_toml<T: serde::de::DeserializeOwned>(
             error.message().replace('\n', " ")
         )
     })
+}
+
+/// Labels of this host, KEY=VALUE each.
+fn labels(texts: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let labels = texts
+        .iter()
+        .map(|text| label(text))
+        .collect::<anyhow::Result<_>>()?;
+    control::check_labels(&labels).map_err(anyhow::Error::msg)?;
+    Ok(labels)
 }
 
 fn backend(text: &str) -> Result<Backend, String> {
@@ -262,6 +292,20 @@ mod tests {
         let refused = join("default-address-pools = [{ base = '10.20.0.0/16', size = 31 }]");
         let error = format!("{:#}", refused.expect_err("too narrow"));
         assert!(error.contains("out of range: 31"), "{error}");
+    }
+
+    #[test]
+    fn labels_of_the_host_are_checked() {
+        let join = |texts: &[&str]| {
+            let labels = texts.iter().map(|&text| text.to_owned()).collect();
+            let file = File {
+                labels,
+                ..File::default()
+            };
+            Config::join(file, flags(), None)
+        };
+        assert_eq!(join(&["gpu=yes"]).expect("a label").labels["gpu"], "yes");
+        assert!(join(&["a b=c"]).is_err() && join(&["=c"]).is_err());
     }
 
     #[test]

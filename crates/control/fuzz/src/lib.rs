@@ -8,7 +8,7 @@ use control::events::From as Since;
 use control::installed::{Digest, Entry};
 use control::message::{OwnedEndpoint, Rows, ToAgent, ToManager};
 use control::{
-    Endpoint, EndpointMode, EndpointState, Epoch, HostId, HostInfo, HostView, Lasts, Leased,
+    Endpoint, EndpointMode, EndpointState, Epoch, HostId, HostInfo, HostTraits, HostView, Lasts, Leased, Platform,
     Membership, Names, Network, NetworkSpec, Protocol, Publish, PublishMode, PublishOn, Request, Role,
     Row, Secret, Service, ServiceSpec, State, Subnet,
 };
@@ -180,7 +180,7 @@ impl<'a> Input<'a> {
     }
 
     pub fn request(&mut self) -> Request {
-        match self.below(26) {
+        match self.below(28) {
             0 => Request::CreateNetwork {
                 spec: self.spec(),
                 routes_in_use: Vec::new(),
@@ -241,6 +241,15 @@ impl<'a> Input<'a> {
                 vni: self.vni(),
                 epoch: self.epoch(),
                 owner_seq: u32::from(self.below(4)),
+            },
+            24 => Request::LabelHost {
+                host: format!("h{}", self.below(5)),
+                add: [(self.name(), self.name())].into(),
+                remove: self.many(Self::name),
+            },
+            25 => Request::TellTraits {
+                platform: Platform::here(),
+                labels: [(self.name(), self.name())].into(),
             },
             17 => Request::Verify((self.below(2) == 0).then(|| self.name())),
             _ => Request::Allocate {
@@ -440,6 +449,7 @@ impl<'a> Input<'a> {
                     wanted_port: None,
                     port_problem: None,
                     control: None,
+                    traits: HostTraits::default(),
                 }),
                 removed: self.many(Self::host_id),
             },

@@ -69,7 +69,7 @@ mod tests {
     use crate::agent::Output;
     use crate::agent::testing::{row, rows, vni};
     use crate::epoch::Epoch;
-    use crate::host::{HostInfo, HostView};
+    use crate::host::{HostInfo, HostTraits, HostView};
     use crate::message::ToManager;
     use crate::network::Network;
     use crate::request::Event;
@@ -98,6 +98,7 @@ mod tests {
             wanted_port: None,
             port_problem: None,
             control: None,
+            traits: HostTraits::default(),
         };
         let network: Network = serde_json::from_value(serde_json::json!({
             "id": "n1", "name": "net1", "vni": vni().get(),

@@ -118,6 +118,12 @@ impl Manager {
             Request::Hosts => Ok(Response::Hosts(self.views(now))),
             Request::SetVxlanPort(port) => self.set_vxlan_port(port, now),
             Request::TellPort { port, problem } => self.take_port(host, port, problem),
+            Request::LabelHost {
+                host: wanted,
+                add,
+                remove,
+            } => self.label_host(&wanted, add, &remove),
+            Request::TellTraits { platform, labels } => self.take_traits(host, platform, labels),
             Request::RemoveHost {
                 host: wanted,
                 force,

@@ -20,6 +20,8 @@ use crate::request::Response;
 
 /// The least IPv4 MTU that every host takes (RFC 791), and the overhead over IPv6.
 const LINK_MTU_MIN: u16 = 576 + 70;
+/// Hosts in one message: each may have labels of some kilobytes.
+const HOSTS_PER_MESSAGE: usize = 64;
 
 impl Manager {
     /// A host said hello, from this address. [`Manager::admit`] has seen its certificate; without that it is a worker.
@@ -269,7 +271,7 @@ impl Manager {
     /// The whole list of hosts, to each of these connections.
     pub(super) fn tell_all_hosts(&mut self, to: &[Connection], now: Duration) {
         let mut full = true;
-        for hosts in self.views(now).chunks(ITEMS_PER_MESSAGE) {
+        for hosts in self.views(now).chunks(HOSTS_PER_MESSAGE) {
             let (hosts, removed) = (hosts.to_vec(), Vec::new());
             self.tell(
                 to,
@@ -296,7 +298,7 @@ impl Manager {
         if !new.is_empty() {
             self.tell_all_hosts(&new, now);
         }
-        for ids in changed.chunks(ITEMS_PER_MESSAGE) {
+        for ids in changed.chunks(HOSTS_PER_MESSAGE) {
             let gone = |id: &&HostId| !self.state.hosts.contains_key(*id);
             let hosts = ids.iter().filter_map(|id| self.view(*id, now)).collect();
             let removed = ids.iter().filter(gone).copied().collect();
@@ -340,6 +342,7 @@ impl Manager {
             wanted_port: self.state.vxlan_port(),
             port_problem: liveness.port_problem.clone(),
             control: self.control_of(id),
+            traits: self.state.traits(id),
         })
     }
 

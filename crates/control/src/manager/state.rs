@@ -1,6 +1,6 @@
 //! What a manager must not forget, in memory, with every change noted for the store.
 //!
-//! Keys of the store: `meta`, `host/ID`, `certificate/ID`, `revoked/ID`, `token/ROLE`, `standby/ID`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
+//! Keys of the store: `meta`, `host/ID`, `certificate/ID`, `revoked/ID`, `token/ROLE`, `standby/ID`, `traits/ID`, `name/NAME`, `floor/VNI`, `network/VNI`, `row/VNI/IP`, `endpoint/VNI/EPOCH`,
 //! `cursor/VNI/SUBNET`, `lease/VNI/HOST`, `service/EPOCH`, `gone/SERVICE`. One counter orders everything: epochs and revisions are drawn from it.
 
 mod services;
@@ -16,7 +16,7 @@ use vtep::Vni;
 use super::trust::Ticket;
 use crate::allocator::{Pool, Usage};
 use crate::epoch::Epoch;
-use crate::host::{HostId, HostInfo};
+use crate::host::{HostId, HostInfo, HostTraits};
 use crate::lease::Leased;
 use crate::network::{Endpoint, Network};
 use crate::pki::Role;
@@ -200,6 +200,8 @@ pub(super) struct State {
     revoked: BTreeMap<HostId, u64>,
     /// Where hosts that stand by as managers would listen.
     standbys: BTreeMap<HostId, SocketAddr>,
+    /// What hosts are beyond their place in the network, where that is known.
+    traits: BTreeMap<HostId, HostTraits>,
     /// Join tokens.
     tickets: BTreeMap<Role, Ticket>,
     pub(super) names: BTreeMap<String, HostId>,
@@ -240,6 +242,7 @@ impl State {
             certificates: BTreeMap::new(),
             revoked: BTreeMap::new(),
             standbys: BTreeMap::new(),
+            traits: BTreeMap::new(),
             tickets: BTreeMap::new(),
             names: BTreeMap::new(),
             networks: BTreeMap::new(),
@@ -312,6 +315,12 @@ impl State {
             }
             ("standby", Some(id)) => {
                 self.standbys.insert(
+                    id.parse().map_err(|_| entry_error(key, "no host id"))?,
+                    parse(key, value)?,
+                );
+            }
+            ("traits", Some(id)) => {
+                self.traits.insert(
                     id.parse().map_err(|_| entry_error(key, "no host id"))?,
                     parse(key, value)?,
                 );
@@ -489,6 +498,9 @@ impl State {
         if self.standbys.remove(&id).is_some() {
             self.erase(format!("standby/{id}"));
         }
+        if self.traits.remove(&id).is_some() {
+            self.erase(format!("traits/{id}"));
+        }
         let since = unix.as_secs();
         self.revoked.insert(id, since);
         self.write(format!("revoked/{id}"), &since);
@@ -507,6 +519,21 @@ impl State {
         let news = self.standbys.insert(id, listen) != Some(listen);
         if news {
             self.write(format!("standby/{id}"), &listen);
+        }
+        news
+    }
+
+    /// What a host is beyond its place in the network.
+    pub(super) fn traits(&self, id: HostId) -> HostTraits {
+        self.traits.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// Whether that is news.
+    pub(super) fn put_traits(&mut self, id: HostId, traits: HostTraits) -> bool {
+        let news = self.traits.get(&id) != Some(&traits);
+        if news {
+            self.write(format!("traits/{id}"), &traits);
+            self.traits.insert(id, traits);
         }
         news
     }

@@ -48,6 +48,10 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
         }
         Request::NetworkPrune(wanted) => Response::Pruned(network::prune(agent, wanted)?),
         Request::HostList => Response::Hosts(host::list(agent)?),
+        Request::HostUpdate { host, add, remove } => {
+            host::update(agent, host, add, remove)?;
+            Response::Done
+        }
         Request::HostRemove { host, force } => {
             host::remove(agent, &host, force)?;
             Response::Done

@@ -1,5 +1,7 @@
 //! The cluster's hosts.
 
+use std::collections::BTreeMap;
+
 use anyhow::bail;
 use control::{HostView, Request, Response, events};
 
@@ -36,6 +38,20 @@ pub(super) fn events(agent: &Agent, from: events::From) -> anyhow::Result<events
     }
 }
 
+/// Gives a host labels, and takes some from it.
+pub(super) fn update(
+    agent: &Agent,
+    host: String,
+    add: BTreeMap<String, String>,
+    remove: Vec<String>,
+) -> anyhow::Result<()> {
+    let member = agent.member()?;
+    member
+        .control
+        .request(Request::LabelHost { host, add, remove })?;
+    Ok(())
+}
+
 /// Has the manager forget a host for good.
 pub(super) fn remove(agent: &Agent, name: &str, force: bool) -> anyhow::Result<()> {
     let member = agent.member()?;
@@ -64,5 +80,8 @@ fn host(view: HostView, own: control::HostId) -> Host {
         last_seen_ms: view.last_seen_ms_ago,
         manager: view.manager,
         role,
+        labels: view.traits.labels,
+        own_labels: view.traits.own_labels,
+        platform: view.traits.platform,
     }
 }

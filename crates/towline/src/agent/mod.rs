@@ -27,6 +27,7 @@ mod neighbors;
 mod network;
 mod news;
 mod path;
+mod placement;
 mod port;
 mod server;
 mod service;

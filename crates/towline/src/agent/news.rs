@@ -11,7 +11,8 @@ use crossbeam_channel::Receiver;
 use vtep::Vni;
 
 use super::{
-    Agent, Member, announce, container, installed, manager, misdelivery, network, port, services,
+    Agent, Member, announce, container, installed, manager, misdelivery, network, placement, port,
+    services,
 };
 
 /// How long changes of tables that follow each other closely are gathered, so that the datapath gets them as one.
@@ -78,6 +79,9 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
             }
             for warning in cluster.warnings {
                 tracing::warn!("{warning}");
+            }
+            if let Err(error) = placement::tell(agent, member) {
+                tracing::warn!("the manager does not know what this host runs on: {error:#}");
             }
             if let Err(error) = manager::stand_by(agent, member) {
                 tracing::warn!("this host does not stand by as a manager: {error:#}");

@@ -266,6 +266,11 @@ impl Follower {
         self.datapath.apply(&changes);
     }
 
+    /// All hosts of the cluster, as they were last told.
+    pub(super) fn views(&self) -> Vec<HostView> {
+        self.lock().hosts.values().cloned().collect()
+    }
+
     /// The names of hosts by their VTEPs.
     pub(super) fn host_names(&self) -> HashMap<SocketAddr, String> {
         let translator = self.lock();
@@ -313,6 +318,7 @@ mod tests {
             wanted_port: None,
             port_problem: None,
             control: None,
+            traits: control::HostTraits::default(),
         }
     }
 

@@ -101,6 +101,9 @@ pub(crate) struct Prepare {
     /// What it finds at places of its own.
     #[serde(default)]
     pub(crate) mounts: Vec<MountWanted>,
+    /// What must hold for the host.
+    #[serde(default)]
+    pub(crate) constraints: Vec<String>,
     /// The command and its arguments, to show.
     pub(crate) command: Vec<String>,
     /// Process id of the client: when it dies before the start, all is undone.

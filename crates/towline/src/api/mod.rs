@@ -52,6 +52,15 @@ pub(crate) enum Request {
     NetworkPrune(Vec<String>),
     /// `towline host ls`.
     HostList,
+    /// `towline host update`.
+    HostUpdate {
+        /// Its name or id.
+        host: String,
+        /// Labels to be added, or to get another value.
+        add: BTreeMap<String, String>,
+        /// Keys of labels to be taken away.
+        remove: Vec<String>,
+    },
     /// `towline host rm`.
     HostRemove {
         /// Its name or id.
@@ -423,6 +432,15 @@ pub(crate) struct Host {
     pub(crate) manager: bool,
     /// `manager`, `standby` (it can be promoted) or `member`.
     pub(crate) role: String,
+    /// Labels that operators gave it.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Labels of its own configuration.
+    #[serde(default)]
+    pub(crate) own_labels: BTreeMap<String, String>,
+    /// What it runs on.
+    #[serde(default)]
+    pub(crate) platform: control::Platform,
     /// Whether it is the host asked.
     pub(crate) this: bool,
 }

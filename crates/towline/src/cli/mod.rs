@@ -15,7 +15,7 @@ mod join;
 mod leave;
 mod logs;
 mod mount;
-mod network;
+pub(crate) mod network;
 mod output;
 mod promote;
 mod ps;

@@ -262,7 +262,7 @@ fn aux_address(text: &str) -> anyhow::Result<(String, IpAddr)> {
     Ok((name.to_owned(), ip.parse().map_err(|_| invalid())?))
 }
 
-pub(super) fn label(text: &str) -> anyhow::Result<(String, String)> {
+pub(crate) fn label(text: &str) -> anyhow::Result<(String, String)> {
     match text.split_once('=') {
         Some(("", _)) => anyhow::bail!("invalid label '{text}': its key is empty; write KEY=VALUE"),
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
@@ -304,17 +304,6 @@ fn rm(names: Vec<String>, force: bool, context: &Context) -> anyhow::Result<Exit
         }
     }
     Ok(code)
-}
-
-/// Asks whether to go on. Nobody there to answer is a no.
-fn agreed() -> anyhow::Result<bool> {
-    eprint!("Are you sure you want to continue? [y/N] ");
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(
-        answer.trim().to_ascii_lowercase().as_str(),
-        "y" | "yes"
-    ))
 }
 
 #[cfg(test)]

@@ -46,13 +46,15 @@ pub(crate) fn warnings(warnings: &[String]) {
     }
 }
 
-/// Asks on the terminal whether to go on; only `y` or `yes` is yes.
-pub(crate) fn confirm(warning: &str) -> anyhow::Result<bool> {
-    eprintln!("{warning}");
+/// Asks whether to go on. Nobody there to answer is a no.
+pub(crate) fn agreed() -> anyhow::Result<bool> {
     eprint!("Are you sure you want to continue? [y/N] ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+    Ok(matches!(
+        answer.trim().to_ascii_lowercase().as_str(),
+        "y" | "yes"
+    ))
 }
 
 /// Joins what can be printed with commas; `-` when there is nothing.

@@ -55,6 +55,10 @@ pub(crate) struct Args {
     /// The same, shorter: a volume's name or a path of this host, and the target; a folder that is missing on this host is made
     #[arg(short, long, value_name = "[SOURCE:]TARGET[:ro|nocopy]")]
     volume: Vec<String>,
+    /// Refuse to run on a host for which this does not hold: KEY==VALUE or KEY!=VALUE, the key one of node.id, node.hostname, node.ip
+    /// (an address or a prefix), node.role, node.platform.os, node.platform.arch, node.labels.NAME, engine.labels.NAME; all must hold
+    #[arg(long, value_name = "EXPRESSION")]
+    constraint: Vec<String>,
     /// Remove the container when its command ends, with its volumes that nobody named
     #[arg(long)]
     rm: bool,
@@ -188,6 +192,7 @@ fn prepare(args: &Args, mounts: Vec<MountWanted>, context: &Context) -> anyhow::
         mac: args.mac_address,
         remove: args.rm,
         mounts,
+        constraints: args.constraint.clone(),
         command: args
             .command
             .iter()

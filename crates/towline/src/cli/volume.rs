@@ -203,11 +203,13 @@ fn rm(names: Vec<String>, force: bool, context: &Context) -> anyhow::Result<Exit
 fn prune(all: bool, force: bool, filters: &[String], context: &Context) -> anyhow::Result<()> {
     let filters = Filters::parse(filters, &["label", "label!"])?;
     let kind = if all { "all" } else { "anonymous" };
-    let question = format!(
-        "WARNING! This will remove {kind} local volumes not used by at least one container."
-    );
-    if !force && !output::confirm(&question)? {
-        return Ok(());
+    if !force {
+        eprintln!(
+            "WARNING! This will remove {kind} local volumes not used by at least one container."
+        );
+        if !output::agreed()? {
+            return Ok(());
+        }
     }
     let unused = list(context)?.into_iter().filter(|volume| {
         volume.containers.is_empty()

@@ -16,7 +16,7 @@ use vtep::fdb::PortId;
 use super::source::Source;
 use super::{Agent, clear, gateway, held, mount_points, mounts, name, places, publish};
 use crate::agent::state::EndpointRecord;
-use crate::agent::{Member, ingress};
+use crate::agent::{Member, ingress, placement};
 use crate::api::container::{Prepare, Prepared};
 use crate::api::mount;
 use crate::shim::folder::{self, Folder, Phase, Spec};
@@ -58,6 +58,7 @@ fn prepare_one(
     client: &ProcessId,
 ) -> anyhow::Result<Prepared> {
     let member = agent.member()?;
+    let placed = placement::check(agent, &member, &request.constraints)?;
     let settled = mounts::settle(&agent.volumes, &request.mounts)?;
     let id = name::random_id().context("can't make an id")?;
     let (name, given) = match &request.name {
@@ -85,7 +86,10 @@ fn prepare_one(
             remove_volumes: request.remove,
         };
         match prepare_named(agent, &member, spec, request) {
-            Ok(prepared) => return Ok(prepared),
+            Ok(mut prepared) => {
+                prepared.warnings.extend(placed);
+                return Ok(prepared);
+            }
             Err(Refusal::Name(error)) => refused = Some(error),
             Err(Refusal::Other(error)) => return Err(error),
         }
@@ -449,6 +453,7 @@ mod tests {
             mac: None,
             remove: false,
             mounts: Vec::new(),
+            constraints: Vec::new(),
             command: vec!["true".into()],
             client: 1,
         }

@@ -458,6 +458,7 @@ fn views(plan: &Plan) -> Vec<HostView> {
         wanted_port: None,
         port_problem: None,
         control: None,
+        traits: control::HostTraits::default(),
     };
     plan.hosts.iter().map(view).collect()
 }
@@ -500,6 +501,7 @@ fn purpose(request: &Request) -> &'static str {
         Request::RemoveHost { .. } => {
             "remove a host: take it out of [[hosts]] and send the agent SIGHUP"
         }
+        Request::LabelHost { .. } => "label hosts",
         Request::Token { .. } => "show a token: no host joins here",
         Request::SetVxlanPort(_) => {
             "change the VXLAN port: change 'port' in [[hosts]] and restart the agents"

@@ -122,7 +122,7 @@ pub(super) fn prune(args: &PruneArgs, context: &Context) -> anyhow::Result<()> {
         eprintln!(
             "WARNING! This will remove all networks of the cluster not used by at least one container or service."
         );
-        if !super::agreed()? {
+        if !output::agreed()? {
             return Ok(());
         }
     }
