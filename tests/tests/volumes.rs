@@ -443,6 +443,11 @@ fn volumes_are_made_listed_and_pruned_by_hand() {
     assert_eq!(volumes(host, "--filter label=tier"), ["cache", "pgdata"]);
     assert_eq!(volumes(host, "--filter name=gda"), ["pgdata"]);
     assert_eq!(volumes(host, "--filter driver=nfs"), Vec::<String>::new());
+    assert_eq!(
+        host.ok("volume ls --filter name=pg --format {{.Name}}:{{.Scope}}")
+            .trim(),
+        "pgdata:local"
+    );
     let table = host.ok("volume ls");
     assert!(
         table.starts_with("DRIVER") && table.contains("VOLUME NAME"),
@@ -584,14 +589,14 @@ fn storage_is_shared_over_the_overlay() {
     let serve = |host: &Host| {
         host.ok(&format!(
             "run -d --name {store} --network shared --ip 10.0.20.10 -v shared:{srv} -v {etc}:{etc}:ro -- \
-             rclone serve sftp {srv} --addr 10.0.20.10:2022 --user shared \
+             rclone serve sftp {srv} --addr 10.0.20.10:2022 --user shared --dir-cache-time 1s \
              --authorized-keys {etc}/client-key.pub --key {etc}/server-key"
         ))
     };
     serve(a);
     let options = format!(
         "-p 2022 -o IdentityFile={etc}/client-key -o UserKnownHostsFile={etc}/known-hosts,StrictHostKeyChecking=yes \
-         -o reconnect,ServerAliveInterval=5"
+         -o reconnect,ServerAliveInterval=5,dcache_timeout=1"
     );
     let mount = format!(
         "until sshfs {options} shared@10.0.20.10:/ {mnt}; do sleep 0.2; done && exec sleep infinity"
@@ -626,7 +631,10 @@ fn storage_is_shared_over_the_overlay() {
         "the mount is the container's alone"
     );
     a.ok(&format!("exec {store} -- touch {srv}/from-a"));
-    assert!(b.ok(&format!("exec {web} -- ls {mnt}")).contains("from-a"));
+    // Lists of folders are kept for a second.
+    wait_until("a file of the one is seen by the other", LIMIT, || {
+        b.ok(&format!("exec {web} -- ls {mnt}")).contains("from-a")
+    });
 
     // Started again, it is taken up again.
     a.ok(&format!("rm -f {store}"));

@@ -80,9 +80,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
             for warning in cluster.warnings {
                 tracing::warn!("{warning}");
             }
-            if let Err(error) = placement::tell(agent, member) {
-                tracing::warn!("the manager does not know what this host runs on: {error:#}");
-            }
+            placement::tell(agent, member);
             if let Err(error) = manager::stand_by(agent, member) {
                 tracing::warn!("this host does not stand by as a manager: {error:#}");
             }

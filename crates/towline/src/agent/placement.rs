@@ -1,10 +1,12 @@
 //! Which hosts a container may run on, and what this host says of itself for that.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, bail};
 use control::{Constraint, HostView, Platform, Request, RequestError, Response};
 
 use super::network::unexpected;
-use super::{Agent, Member};
+use super::{Agent, Member, container};
 
 /// Most constraints of one container.
 const MAX_CONSTRAINTS: usize = 32;
@@ -92,16 +94,19 @@ fn refusal(
     }
 }
 
-/// Tells the manager what this host is.
-///
-/// # Errors
-/// What it refuses.
-pub(super) fn tell(agent: &Agent, member: &Member) -> anyhow::Result<()> {
-    member.control.request(Request::TellTraits {
+/// Tells the manager what this host is. Returns at once.
+pub(super) fn tell(agent: &Agent, member: &Arc<Member>) {
+    let member = Arc::clone(member);
+    let request = Request::TellTraits {
         platform: Platform::here(),
         labels: agent.config.labels.clone(),
-    })?;
-    Ok(())
+    };
+    container::in_background("traits", move || {
+        let told = member.control.request(request);
+        if let Err(error) = told {
+            tracing::warn!("the manager does not know what this host runs on: {error}");
+        }
+    });
 }
 
 #[cfg(test)]

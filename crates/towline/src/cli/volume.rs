@@ -7,6 +7,7 @@ use clap::Subcommand;
 use super::filter::Filters;
 use super::network::label;
 use super::refused::not_built;
+use super::template::Template;
 use super::{Context, output, unexpected};
 use crate::api::volume::{Request, Response, Volume};
 use crate::api::{self};
@@ -40,6 +41,10 @@ pub(crate) enum Command {
         /// Only those that fit: dangling=true|false (no container has it), driver=NAME, label=KEY[=VALUE], name=PART
         #[arg(short, long, value_name = "KEY=VALUE")]
         filter: Vec<String>,
+        /// How to print each: 'json', or a template such as '{{.Name}}' or 'table {{.Name}}\t{{.Mountpoint}}'. Fields: .Name, .Driver,
+        /// .Scope, .Mountpoint, .Created, .Labels, .Label "key", .Anonymous, .Containers
+        #[arg(long, value_name = "TEMPLATE", conflicts_with = "json")]
+        format: Option<String>,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
@@ -93,8 +98,12 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCod
         Command::Ls {
             quiet,
             filter,
+            format,
             json,
-        } => ls(quiet, &filter, json, context)?,
+        } => {
+            let format = format.as_deref().map(Template::parse).transpose()?;
+            ls(quiet, &filter, format.as_ref(), json, context)?;
+        }
         Command::Inspect { volumes, json: _ } => return inspect(&volumes, context),
         Command::Rm { volumes, force } => return rm(volumes, force, context),
         Command::Prune { all, force, filter } => prune(all, force, &filter, context)?,
@@ -131,7 +140,13 @@ fn create(
     }
 }
 
-fn ls(quiet: bool, filters: &[String], json: bool, context: &Context) -> anyhow::Result<()> {
+fn ls(
+    quiet: bool,
+    filters: &[String],
+    format: Option<&Template>,
+    json: bool,
+    context: &Context,
+) -> anyhow::Result<()> {
     let filters = Filters::parse(filters, &["dangling", "driver", "label", "name"])?;
     for value in filters.values("dangling") {
         if !["true", "1", "false", "0"].contains(&value) {
@@ -152,6 +167,10 @@ fn ls(quiet: bool, filters: &[String], json: bool, context: &Context) -> anyhow:
     });
     if json {
         return output::json(&volumes.collect::<Vec<_>>());
+    }
+    if let Some(format) = format {
+        let objects: Result<Vec<_>, _> = volumes.map(serde_json::to_value).collect();
+        return format.print(&objects?);
     }
     if quiet {
         for volume in volumes {
