@@ -119,3 +119,78 @@ fn an_agent_killed_at_each_change_of_a_file_leaves_nothing_and_stops_nothing() {
         "{points:?}"
     );
 }
+
+#[test]
+fn an_agent_killed_while_networks_change_finishes_or_undoes_it_and_stops_no_connection() {
+    let mut cluster = Cluster::joined(1, &[]);
+    let (c1, peer) = (cluster.container("c1"), cluster.container("peer"));
+    let host = &mut cluster.hosts[0];
+    host.ok("network create --subnet 10.0.7.0/24 --internal inside");
+    host.ok("network create --subnet 10.0.9.0/24 outward");
+    host.ok(&format!(
+        "run -d --name {peer} --network inside --ip 10.0.7.9 -- sleep infinity"
+    ));
+    host.ok(&format!(
+        "run -d --name {c1} --network inside -p 8081:80 -- sleep infinity"
+    ));
+    let netns = Netns::open(&c1).unwrap();
+    // What a container has: interfaces, default routes, and its port of the host.
+    let has = |host: &Host| {
+        let links = Netlink::open(&netns).unwrap().links().unwrap();
+        let mut names: Vec<String> = links.into_iter().map(|link| link.name).collect();
+        names.sort();
+        let routes = sh(&netns, "ip route show default");
+        let port = sh(&host.netns, "nft list ruleset").contains("8081");
+        let places = host.json("ps --json");
+        let all = places.as_array().unwrap().clone();
+        let own = all.into_iter().find(|found| found["name"] == c1).unwrap();
+        let places = own["endpoints"].as_array().unwrap().len();
+        let kept = std::fs::read_to_string(host.state_dir().join("agent.json")).unwrap();
+        let unfinished = kept.contains("coming") || kept.contains("going");
+        let held = host.ok("network inspect outward").contains(&c1);
+        (
+            names,
+            routes.lines().count(),
+            port,
+            places,
+            held,
+            unfinished,
+        )
+    };
+    let without = has(host);
+    host.ok(&format!("network connect outward {c1}"));
+    let with = has(host);
+    assert_eq!((without.1, with.1, with.2, with.3), (0, 1, true, 2));
+    host.ok(&format!("network disconnect outward {c1}"));
+    assert_eq!(has(host), without);
+
+    let mut points = [0, 0];
+    for (which, point) in points.iter_mut().enumerate() {
+        for nth in 1..=CHANGES_MAX {
+            let (before, args) = match which {
+                0 => ("disconnect", "connect"),
+                _ => ("connect", "disconnect"),
+            };
+            // As it may be already.
+            let _ = host.towline(&format!("network {before} outward {c1}"));
+            let killed = killed_during(host, nth, &format!("network {args} outward {c1}"));
+            wait_until("the new agent has finished or undone it", LIMIT, || {
+                let now = has(host);
+                now == with || now == without
+            });
+            sh(&netns, "ping -n -c 1 -W 5 10.0.7.9");
+            if !killed {
+                break;
+            }
+            *point = nth;
+        }
+    }
+    println!(
+        "killed at {} changes of a connect, {} of a disconnect",
+        points[0], points[1]
+    );
+    assert!(
+        points.iter().all(|&n| (1..CHANGES_MAX).contains(&n)),
+        "{points:?}"
+    );
+}

@@ -60,6 +60,11 @@ fn default_routes(netns: &Netns) -> [String; 2] {
     })
 }
 
+/// What a host says of its connection to a manager.
+fn control(host: &Host) -> Value {
+    host.json("status --json")["cluster"]["control"].clone()
+}
+
 fn address(host: &Host, container: &str, network: &str) -> IpAddr {
     let all = host.json("ps --json");
     let found = all
@@ -243,6 +248,20 @@ fn services_follow_a_container_to_its_networks_and_members_are_drained() {
     assert!(rules(&netns));
     one.ok(&format!("network disconnect two {c1}"));
     assert!(!rules(&netns), "rules of a network that is gone");
+
+    // A member on an internal network is reached from outside, and reaches nobody there.
+    one.ok("service create --name inner --network inside --publish 8090:80");
+    let (m3, member3) = run(&cluster, 2, "m3", "--service inner");
+    let _inner = Server::tcp(&member3, &m3, 80);
+    assert_eq!(default_routes(&member3), ["", ""]);
+    let published = SocketAddr::new(IpAddr::from(one.address), 8090);
+    wait_until("the internal member answers", LIMIT, || {
+        let asked = cluster
+            .switch
+            .run(|| ask(published, Duration::from_secs(1)));
+        asked.unwrap().is_ok()
+    });
+    assert!(!reaches(&member3, OUTSIDE));
 
     // A member is not torn out of its service by mistake; asked for, it is drained.
     one.refused(
@@ -445,4 +464,131 @@ fn lists_are_filtered_and_shown_as_people_are_used_to() {
     host.ok("network create two");
     host.ok("network prune");
     assert_eq!(names("--filter name=two"), ["two"]);
+}
+
+#[test]
+fn networks_change_while_no_manager_answers() {
+    let mut cluster = cluster();
+    let (p1, peer) = run(&cluster, 2, "p1", "--network one");
+    let (c1, netns) = run(&cluster, 1, "c1", "--network two");
+    // This host takes part in the network, and so has addresses that it was leased ahead.
+    let (other, _) = run(&cluster, 1, "other", "--network one");
+    let leased = |host: &Host| {
+        let known = control(host)["subscriptions"].as_array().unwrap().clone();
+        known
+            .iter()
+            .any(|known| known["name"] == "one" && !known["leased"].as_array().unwrap().is_empty())
+    };
+    wait_until("addresses are leased ahead", LIMIT, || {
+        leased(&cluster.hosts[1])
+    });
+    cluster.hosts[0].kill_agent();
+    let host = &cluster.hosts[1];
+    wait_until("the manager is missed", LIMIT, || {
+        control(host)["connected_to"].is_null()
+    });
+    let connected = host.towline(&format!("network connect one {c1}"));
+    let said = String::from_utf8_lossy(&connected.stderr).into_owned();
+    assert!(
+        connected.status.success() && said.contains("leased"),
+        "{said}"
+    );
+    assert_eq!(
+        interfaces(&netns),
+        ["eth0=10.0.8", "eth1=gw", "eth2=10.0.9"]
+    );
+    // Between containers of this host at once; other hosts hear of it from the manager.
+    wait_reaches(&netns, address(host, &other, "one"));
+    host.ok(&format!("network disconnect two {c1}"));
+    assert_eq!(interfaces(&netns), ["eth1=gw", "eth2=10.0.9"]);
+    host.refused(
+        &format!("network connect inside {c1}"),
+        FAILED,
+        &[
+            "no container of this host is on a network",
+            "no manager answers",
+        ],
+    );
+    cluster.hosts[0].start_agent();
+    let [one, two, three] = &cluster.hosts[..] else {
+        panic!("three hosts")
+    };
+    wait_until("the manager knows what has changed", LIMIT, || {
+        let held = |network: &str| {
+            let details = one.json(&format!("network inspect {network}"));
+            let endpoints = details[0]["endpoints"].as_array().unwrap().clone();
+            endpoints.iter().any(|held| held["container"] == *c1)
+        };
+        held("one") && !held("two")
+    });
+    wait_reaches(&peer, address(two, &c1, "one"));
+    wait_reaches(&netns, address(three, &p1, "one"));
+}
+
+#[test]
+fn the_gateway_bridge_has_the_subnets_it_is_given_and_another_only_while_it_is_idle() {
+    let subnets = [
+        "--gwbridge-subnet",
+        "10.55.0.0/24",
+        "--gwbridge-subnet-ipv6",
+        "fd55::/64",
+    ];
+    let mut cluster = Cluster::start(1, &["--gwbridge-subnet", "192.0.2.0/25"]);
+    let host = &mut cluster.hosts[0];
+    host.refused(
+        "init",
+        FAILED,
+        &["192.0.2.0/25", "route to 192.0.2.0/24", "choose another"],
+    );
+    host.kill_agent();
+    host.set_agent_options(&subnets);
+    host.start_agent();
+    host.ok("init");
+    host.ok("network create --subnet 10.0.9.0/24 one");
+    // A container could not tell such a network from its way out.
+    let pools = sh(&host.netns, "ip -4 route show dev towline_gwbr");
+    assert!(pools.contains("10.55.0.0/24"), "{pools}");
+    host.refused(
+        "network create --subnet 10.55.0.0/25 wrong",
+        FAILED,
+        &["10.55.0.0/24"],
+    );
+    let (c1, netns) = run(&cluster, 0, "c1", "--network one");
+    let host = &mut cluster.hosts[0];
+    let addresses = sh(&netns, "ip -o addr show dev eth1");
+    assert!(
+        addresses.contains("10.55.0.2/24") && addresses.contains("fd55::2/64"),
+        "{addresses}"
+    );
+    for outside in [OUTSIDE, "2001:db8:2::fe"] {
+        wait_reaches(&netns, outside);
+    }
+    // The outside has no way to those addresses: it answered the host's own.
+    for family in ["-4", "-6"] {
+        let routes = sh(&cluster.switch, &format!("ip {family} route"));
+        assert!(
+            !routes.contains("10.55.") && !routes.contains("fd55"),
+            "{routes}"
+        );
+    }
+
+    // Another subnet, while a container is there and once none is.
+    host.kill_agent();
+    host.set_agent_options(&[]);
+    host.start_agent();
+    assert!(sh(&host.netns, "ip addr show dev towline_gwbr").contains("10.55.0.1/24"));
+    host.ok(&format!("rm -f {c1}"));
+    host.kill_agent();
+    host.set_agent_options(&["--gwbridge-subnet", "10.56.0.0/24"]);
+    host.start_agent();
+    let (_, netns) = run(&cluster, 0, "c2", "--network one");
+    let addresses = sh(&netns, "ip -o addr show dev eth1");
+    // RFC 4193 §3.1: fd, and 40 bits of its own.
+    assert!(
+        addresses.contains("10.56.0.2/24") && addresses.contains(" fd"),
+        "{addresses}"
+    );
+    for outside in [OUTSIDE, "2001:db8:2::fe"] {
+        wait_reaches(&netns, outside);
+    }
 }

@@ -50,7 +50,8 @@ pub enum BridgeError {
     NotOurs(String),
     /// The bridge stands with another subnet than the one asked for.
     #[error(
-        "{BRIDGE_NAME} stands with {standing}, not with {wanted}: let this host `towline leave` first, then set the subnet"
+        "{BRIDGE_NAME} stands with {standing}, not with {wanted}, and containers are joined to it: \
+         remove them, then start the agent with the other subnet"
     )]
     OtherSubnet {
         /// Its address now.

@@ -104,12 +104,28 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Makes the gateway bridge, or adopts the one that stands there with its addresses. A second time is harmless.
+    /// Makes the gateway bridge, or adopts the one that stands there with its addresses. One that has another subnet than the one
+    /// asked for, and no containers, is made anew. A second time is harmless.
     ///
     /// # Errors
-    /// Without root or nf_tables, when the bridge's name is taken by another's interface, or no subnet can be used. The host is
-    /// as before then.
+    /// Without root or nf_tables, when the bridge's name is taken by another's interface, or no subnet can be used: the host is
+    /// as before then, but for a bridge that was to be made anew.
     pub fn ensure(host: &Netns, settings: &Settings) -> Result<Self, BridgeError> {
+        match Self::stand(host, settings) {
+            Err(BridgeError::OtherSubnet { .. }) if !has_ports(&Netlink::open(host)?)? => {
+                tracing::info!("{BRIDGE_NAME} gets another subnet");
+                if let Err(mut errors) = Self::remove(host)
+                    && let Some(error) = errors.0.pop()
+                {
+                    return Err(error);
+                }
+                Self::stand(host, settings)
+            }
+            stood => stood,
+        }
+    }
+
+    fn stand(host: &Netns, settings: &Settings) -> Result<Self, BridgeError> {
         let table = nat::own(&mut NetfilterSocket::open(host)?)?;
         let netlink = Netlink::open(host)?;
         let existing = look(&netlink)?;
@@ -470,6 +486,16 @@ fn remove_links(
             .err()
             .map(BridgeError::from),
     );
+}
+
+/// Whether any container is joined.
+fn has_ports(netlink: &Netlink) -> Result<bool, BridgeError> {
+    let links = netlink.links()?;
+    let bridge = links.iter().find(|link| link.name == BRIDGE_NAME);
+    Ok(bridge.is_some_and(|bridge| {
+        let mut ports = links.iter();
+        ports.any(|link| link.master == Some(bridge.index))
+    }))
 }
 
 /// What stands on the host.

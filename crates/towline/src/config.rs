@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use control::AddressPool;
 use control::pki::LIFETIME;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use vtep::datapath::Backend;
 
@@ -51,6 +52,14 @@ pub(crate) struct Flags {
     /// hosts renew theirs after two thirds of it [default: 90d; configuration key: cert-expiry]
     #[arg(long, env = "TOWLINE_CERT_EXPIRY", value_name = "DURATION")]
     cert_expiry: Option<String>,
+    /// The IPv4 subnet of this host's gateway bridge, /8 to /30; it may overlap no route of the host
+    /// [default: the first free /16 of 172.16.0.0/12 from the top; configuration key: gwbridge-subnet]
+    #[arg(long, env = "TOWLINE_GWBRIDGE_SUBNET", value_name = "CIDR")]
+    gwbridge_subnet: Option<Ipv4Net>,
+    /// The IPv6 subnet of this host's gateway bridge
+    /// [default: a random unique local /64, RFC 4193; configuration key: gwbridge-subnet-ipv6]
+    #[arg(long, env = "TOWLINE_GWBRIDGE_SUBNET_IPV6", value_name = "CIDR")]
+    gwbridge_subnet_ipv6: Option<Ipv6Net>,
     /// A label of this host for 'run --constraint engine.labels.KEY==VALUE', KEY=VALUE; once per label
     /// [default: none; configuration key: labels, an array of such texts]
     #[arg(
@@ -77,6 +86,8 @@ struct File {
     #[serde(default)]
     default_address_pools: Vec<AddressPool>,
     cert_expiry: Option<String>,
+    gwbridge_subnet: Option<Ipv4Net>,
+    gwbridge_subnet_ipv6: Option<Ipv6Net>,
     #[serde(default)]
     labels: Vec<String>,
 }
@@ -102,6 +113,8 @@ pub(crate) struct Config {
     pub(crate) pools: Vec<AddressPool>,
     /// How long certificates are good for that this host's manager signs.
     pub(crate) cert_expiry: Duration,
+    /// Subnets of the gateway bridge; none: chosen by it.
+    pub(crate) gwbridge: (Option<Ipv4Net>, Option<Ipv6Net>),
     /// Labels of this host that constraints may ask for.
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -147,6 +160,10 @@ impl Config {
         Ok(Self {
             name,
             cert_expiry,
+            gwbridge: (
+                flags.gwbridge_subnet.or(file.gwbridge_subnet),
+                flags.gwbridge_subnet_ipv6.or(file.gwbridge_subnet_ipv6),
+            ),
             state_dir: absolute(flags.state_dir.or(file.state_dir), DEFAULT_STATE_DIR)?,
             socket: absolute(socket.map(Path::to_owned).or(file.socket), DEFAULT_SOCKET)?,
             backend: flags.backend.or(file.backend).unwrap_or(Backend::Offload),
@@ -256,6 +273,23 @@ mod tests {
         assert_eq!(config.workers, Some(3));
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.backend, Backend::Offload);
+        assert_eq!(config.gwbridge, (None, None));
+        let file: File =
+            toml::from_str("gwbridge-subnet = '10.55.0.0/16'\ngwbridge-subnet-ipv6 = 'fd55::/64'")
+                .expect("toml");
+        let flags = Flags {
+            gwbridge_subnet: Some("10.56.0.0/16".parse().expect("a subnet")),
+            ..flags()
+        };
+        let (ipv4, ipv6) = Config::join(file, flags, None).expect("config").gwbridge;
+        assert_eq!(
+            ipv4.map(|net| net.to_string()).as_deref(),
+            Some("10.56.0.0/16")
+        );
+        assert_eq!(
+            ipv6.map(|net| net.to_string()).as_deref(),
+            Some("fd55::/64")
+        );
     }
 
     #[test]
@@ -269,6 +303,8 @@ mod tests {
             assert!(error.contains("towline.toml, line 1"), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
+        let wrong: Result<File, _> = toml::from_str("gwbridge-subnet = '10.55.0.0'");
+        assert!(wrong.is_err(), "no prefix length");
         let zero = Flags {
             workers: Some(0),
             ..flags()

@@ -159,8 +159,8 @@ fn start_datapath(agent: &Agent, settled: &Membership) -> anyhow::Result<Arc<dyn
 
 fn ensure_gateway(agent: &Agent, settled: &Membership) -> anyhow::Result<Gateway> {
     let settings = Settings {
-        ipv4: None,
-        ipv6: None,
+        ipv4: agent.config.gwbridge.0,
+        ipv6: agent.config.gwbridge.1,
         mtu: settled.link_mtu.into(),
     };
     Ok(Gateway::ensure(&agent.netns, &settings)?)

@@ -242,6 +242,7 @@ fn shown(details: NetworkDetails) -> Network {
             .endpoints
             .into_iter()
             .map(|view| Endpoint {
+                id: view.endpoint.epoch.to_string(),
                 container: view.endpoint.container,
                 host: view.host,
                 mac: view.endpoint.mac.to_string(),

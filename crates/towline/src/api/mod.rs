@@ -386,6 +386,8 @@ pub(crate) struct Usage {
 /// One container's place in a network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Endpoint {
+    /// Its number: which allocation it is.
+    pub(crate) id: String,
     /// The container's name.
     pub(crate) container: String,
     /// Its host's name.

@@ -12,8 +12,10 @@ use clap::Subcommand;
 use ipnet::IpNet;
 
 use super::refused::not_built;
+use super::template::Template;
 use super::{Context, output};
-use crate::api::{NetworkCreate, Request, Response};
+use crate::api::{NetworkCreate, Request, Response, service};
+use crate::client::Client;
 use options::Options;
 
 #[derive(Debug, Subcommand)]
@@ -24,11 +26,18 @@ pub(crate) enum Command {
     #[command(visible_alias = "list")]
     Ls(list::LsArgs),
     /// Show all about networks, as JSON
-    #[command(after_help = "Example: towline network inspect myoverlay")]
+    #[command(after_help = "Example: towline network inspect myoverlay
+         towline network inspect --format '{{.Name}} {{.Subnets}}' myoverlay")]
     Inspect {
         /// Names or ids
         #[arg(required = true, value_name = "NETWORK")]
         networks: Vec<String>,
+        /// Also its services, each with its members
+        #[arg(short, long)]
+        verbose: bool,
+        /// How to print each: 'json', or a template such as '{{.Name}} {{json .Labels}}'
+        #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "json")]
+        format: Option<String>,
         /// As without it: the answer is always JSON
         #[arg(long)]
         json: bool,
@@ -179,7 +188,12 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCod
     match command {
         Command::Create(args) => create(*args, context)?,
         Command::Ls(args) => list::ls(&args, context)?,
-        Command::Inspect { networks, json: _ } => return inspect(networks, context),
+        Command::Inspect {
+            networks,
+            verbose,
+            format,
+            json: _,
+        } => return inspect(networks, verbose, format.as_deref(), context),
         Command::Rm { networks, force } => return rm(networks, force, context),
         Command::Connect(args) => attach::connect(args, context)?,
         Command::Disconnect(args) => attach::disconnect(args, context)?,
@@ -270,13 +284,19 @@ pub(crate) fn label(text: &str) -> anyhow::Result<(String, String)> {
     }
 }
 
-fn inspect(names: Vec<String>, context: &Context) -> anyhow::Result<ExitCode> {
+fn inspect(
+    names: Vec<String>,
+    verbose: bool,
+    format: Option<&str>,
+    context: &Context,
+) -> anyhow::Result<ExitCode> {
+    let template = format.map(Template::parse).transpose()?;
     let mut client = context.client()?;
     let mut networks = Vec::new();
     let mut code = ExitCode::SUCCESS;
     for name in names {
         match client.request(&Request::NetworkInspect(name)) {
-            Ok(Response::Network(network)) => networks.push(network),
+            Ok(Response::Network(network)) => networks.push(*network),
             Ok(_) => return Err(super::unexpected()),
             Err(error) => {
                 eprintln!("towline: {error}");
@@ -284,8 +304,40 @@ fn inspect(names: Vec<String>, context: &Context) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    output::json(&networks)?;
+    if template.is_none() && !verbose {
+        output::json(&networks)?;
+        return Ok(code);
+    }
+    let mut shown = Vec::new();
+    for network in &networks {
+        let mut object = serde_json::to_value(network)?;
+        if verbose && let Some(fields) = object.as_object_mut() {
+            let services = services_on(&network.name, &mut client)?;
+            fields.insert("services".to_owned(), serde_json::to_value(services)?);
+        }
+        shown.push(object);
+    }
+    match template {
+        Some(template) => template.print(&shown)?,
+        None => output::json(&shown)?,
+    }
     Ok(code)
+}
+
+/// The services of a network, each with its members.
+fn services_on(network: &str, client: &mut Client) -> anyhow::Result<Vec<service::Service>> {
+    let list = Request::Service(service::Request::List);
+    let Response::Service(service::Response::Services(all)) = client.request(&list)? else {
+        return Err(super::unexpected());
+    };
+    let mut services = Vec::new();
+    for found in all.into_iter().filter(|found| found.network == network) {
+        match client.request(&Request::Service(service::Request::Inspect(found.id)))? {
+            Response::Service(service::Response::Service(found)) => services.push(*found),
+            _ => return Err(super::unexpected()),
+        }
+    }
+    Ok(services)
 }
 
 fn rm(names: Vec<String>, force: bool, context: &Context) -> anyhow::Result<ExitCode> {

@@ -194,17 +194,29 @@ fn plain(name: &str) -> String {
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => harmless(text),
         Value::Object(fields) => {
             let fields = fields.iter();
             let pairs: Vec<String> = fields
-                .map(|(key, value)| format!("{key}={}", shown(value)))
+                .map(|(key, value)| format!("{}={}", harmless(key), shown(value)))
                 .collect();
             pairs.join(",")
         }
         Value::Array(values) => values.iter().map(shown).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     }
+}
+
+/// A text that does nothing to a terminal: labels may be from anybody.
+fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char.is_control() {
+            true => shown.extend(char.escape_default()),
+            false => shown.push(char),
+        }
+    }
+    shown
 }
 
 fn heading(column: &[Part]) -> String {
@@ -254,6 +266,15 @@ mod tests {
         };
         let headings: Vec<String> = columns.iter().map(|column| heading(column)).collect();
         assert_eq!(headings, ["ID", "NAME"]);
+    }
+
+    #[test]
+    fn a_label_does_nothing_to_a_terminal() {
+        let object = json!({ "labels": { "a\u{1b}[2J": "é\nb" } });
+        let Template::Text(parts) = Template::parse("{{.Labels}}").expect("a template") else {
+            panic!("text")
+        };
+        assert_eq!(fill(&parts, &object).expect("labels"), "a\\u{1b}[2J=é\\nb");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! A container that was started without a network has it for itself. One that is on internal networks alone has neither this place
 //! nor a default route; ports of this host that it asked for are kept and open once it has one.
 
+use anyhow::bail;
 use control::Network;
+use ipnet::IpNet;
 use netns::{Netlink, Netns};
 
 use super::{Agent, host_interface, publish};
@@ -60,6 +62,27 @@ fn is_wanted(state: &State, container: &str) -> bool {
 /// nowhere else.
 pub(super) fn leads_outside(network: &Network) -> bool {
     !network.internal && !network.ingress
+}
+
+/// Refuses a network that a container could not tell from its way to the outside.
+///
+/// # Errors
+/// When a subnet overlaps the gateway bridge's on this host.
+pub(super) fn check_subnets(member: &Member, network: &Network) -> anyhow::Result<()> {
+    let (ipv4, ipv6) = member.gateway().networks();
+    for gateway in [IpNet::from(ipv4), IpNet::from(ipv6)] {
+        let mut subnets = network.subnets.iter().map(|subnet| subnet.net);
+        if let Some(subnet) = subnets.find(|subnet| {
+            subnet.contains(&gateway.network()) || gateway.contains(&subnet.network())
+        }) {
+            bail!(
+                "the network {} has the subnet {subnet}, which overlaps this host's gateway bridge ({gateway}): \
+                 give the agent another --gwbridge-subnet, or make the network with another subnet",
+                network.name
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Gives the container its place, on the first name that is free there.

@@ -42,6 +42,7 @@ pub(super) fn connect(agent: &Arc<Agent>, wanted: &Connect) -> anyhow::Result<Ve
     let source = prepare::claim(&member, &spec.name)?;
     let network = source.network(agent, &member, &wanted.network)?;
     check(agent, &spec, &network)?;
+    gateway::check_subnets(&member, &network)?;
     let ips = wanted.ips.clone();
     let mut endpoint = source.endpoint(&member, &spec, &network, ips, None, None)?;
     endpoint.names = Some(name::names(&spec, aliases));

@@ -257,6 +257,9 @@ fn make(
             network.name
         );
     }
+    for network in &networks {
+        gateway::check_subnets(member, network)?;
+    }
     let mut records = Vec::new();
     for (index, network) in networks.iter().enumerate() {
         let first = index == 0;
