@@ -207,10 +207,15 @@ fn check_running(agent: &Agent, plan: &Plan) -> anyhow::Result<()> {
     agent.state.read(|state| {
         for record in state.endpoints.iter().filter(|record| record.netns.is_none()) {
             let planned = plan.networks.get(&record.vni);
+            // A file gives no names.
+            let runs = control::Endpoint {
+                names: None,
+                ..record.endpoint()
+            };
             let stays = planned.is_some_and(|planned| {
                 planned.network.mtu == record.mtu
                     && planned.endpoints.iter().any(|endpoint| {
-                        endpoint.endpoint == record.endpoint() && endpoint.host == plan.own
+                        endpoint.endpoint == runs && endpoint.host == plan.own
                     })
             });
             ensure!(
