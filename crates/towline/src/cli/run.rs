@@ -48,8 +48,8 @@ pub(crate) struct Args {
     /// port or range. Ports of all hosts are published by 'towline service create'
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<String>,
-    /// Mount something at a place of the container's own: type=volume[,source=NAME],target=PATH[,readonly][,volume-nocopy],
-    /// type=bind,source=PATH,target=PATH[,readonly], or type=tmpfs,target=PATH[,tmpfs-size=BYTES][,tmpfs-mode=OCTAL]; once per mount
+    /// Mount something at a place of the container's own: `type=volume[,source=NAME],target=PATH[,readonly][,volume-nocopy]`,
+    /// `type=bind,source=PATH,target=PATH[,readonly]`, or `type=tmpfs,target=PATH[,tmpfs-size=BYTES][,tmpfs-mode=OCTAL]`; once per mount
     #[arg(long, value_name = "MOUNT")]
     mount: Vec<String>,
     /// The same, shorter: a volume's name or a path of this host, and the target; a folder that is missing on this host is made
