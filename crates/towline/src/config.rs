@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -54,11 +55,11 @@ pub(crate) struct Flags {
     cert_expiry: Option<String>,
     /// The IPv4 subnet of this host's gateway bridge, /8 to /30; it may overlap no route of the host
     /// [default: the first free /16 of 172.16.0.0/12 from the top; configuration key: gwbridge-subnet]
-    #[arg(long, env = "TOWLINE_GWBRIDGE_SUBNET", value_name = "CIDR")]
+    #[arg(long, env = "TOWLINE_GWBRIDGE_SUBNET", value_name = "CIDR", value_parser = subnet::<Ipv4Net>)]
     gwbridge_subnet: Option<Ipv4Net>,
     /// The IPv6 subnet of this host's gateway bridge
     /// [default: a random unique local /64, RFC 4193; configuration key: gwbridge-subnet-ipv6]
-    #[arg(long, env = "TOWLINE_GWBRIDGE_SUBNET_IPV6", value_name = "CIDR")]
+    #[arg(long, env = "TOWLINE_GWBRIDGE_SUBNET_IPV6", value_name = "CIDR", value_parser = subnet::<Ipv6Net>)]
     gwbridge_subnet_ipv6: Option<Ipv6Net>,
     /// A label of this host for 'run --constraint engine.labels.KEY==VALUE', KEY=VALUE; once per label
     /// [default: none; configuration key: labels, an array of such texts]
@@ -224,6 +225,13 @@ fn backend(text: &str) -> Result<Backend, String> {
         "plain" => Ok(Backend::Plain),
         _ => Err("it is 'offload' or 'plain'".to_owned()),
     }
+}
+
+fn subnet<N: FromStr>(text: &str) -> Result<N, String> {
+    let subnet = text.parse();
+    subnet.map_err(|_| {
+        "write an address and a prefix length, such as 10.55.0.0/16 or fd55::/64".to_owned()
+    })
 }
 
 fn absolute(path: Option<PathBuf>, default: &str) -> anyhow::Result<PathBuf> {
