@@ -11,6 +11,7 @@ use super::set::{Data, Element, Type};
 use super::uapi::expression;
 use super::value::{Protocol, Value, Verdict};
 
+mod rewrite;
 mod translate;
 
 /// The first 32-bit register (`NFT_REG32_00`); the four 128-bit ones lie over the same bytes.
