@@ -23,6 +23,7 @@ mod error;
 mod flows;
 pub mod health;
 mod member;
+pub mod names;
 pub mod plan;
 pub mod publish;
 mod services;

@@ -8,9 +8,9 @@ use control::events::From as Since;
 use control::installed::{Digest, Entry};
 use control::message::{OwnedEndpoint, Rows, ToAgent, ToManager};
 use control::{
-    Endpoint, EndpointMode, EndpointState, Epoch, HostId, HostInfo, HostTraits, HostView, Lasts, Leased, Platform,
-    Membership, Names, Network, NetworkSpec, Protocol, Publish, PublishMode, PublishOn, Request, Role,
-    Row, Secret, Service, ServiceSpec, State, Subnet,
+    Endpoint, EndpointMode, EndpointState, Epoch, HostId, HostInfo, HostTraits, HostView, Lasts,
+    Leased, Membership, Names, Network, NetworkSpec, Platform, Protocol, Publish, PublishMode,
+    PublishOn, Request, Role, Row, Secret, Service, ServiceSpec, State, Subnet,
 };
 use vtep::{MacAddr, Vni};
 
@@ -405,7 +405,7 @@ impl<'a> Input<'a> {
         })
     }
 
-    fn names(&mut self) -> Option<Arc<Names>> {
+    pub fn names(&mut self) -> Option<Arc<Names>> {
         (self.below(4) == 0).then(|| {
             Arc::new(Names {
                 container: format!("c{}", self.below(4)),

@@ -166,6 +166,7 @@ impl Manager {
                 EndpointView {
                     endpoint: Endpoint {
                         member: row.and_then(|row| row.member),
+                        names: row.and_then(|row| row.names.clone()),
                         ..held.endpoint.clone()
                     },
                     host: self.host_name(held.owner),
