@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use netns::Netns;
 
 pub mod cluster;
+pub mod dns;
 pub mod frames;
 pub mod lab;
 pub mod member;

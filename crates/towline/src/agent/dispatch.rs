@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Agent, capture, container, fdb, host, installed, join, manager, network, port, service, status,
-    trust, volumes,
+    Agent, capture, container, fdb, host, installed, join, manager, names, network, port, service,
+    status, trust, volumes,
 };
 use crate::api::{Request, Response};
 
@@ -58,6 +58,7 @@ pub(super) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Ans
         }
         Request::Update(update) => Response::Hosts(port::update(agent, &update)?),
         Request::Fdb { network } => Response::Fdb(fdb::list(agent, network.as_deref())?),
+        Request::Resolve(wanted) => Response::Resolved(names::resolve(agent, &wanted)?),
         Request::Events(from) => Response::Events(host::events(agent, from)?),
         Request::Verify { network } => Response::Verified(installed::verify(agent, network)?),
         Request::Capture(wanted) => {

@@ -15,6 +15,7 @@ use vtep::fdb::Change;
 
 use super::control_source::Control;
 use super::keys::{self, Keys};
+use super::names::Names;
 use super::port::PortKeeper;
 use super::services::Services;
 use super::state::Membership;
@@ -52,6 +53,8 @@ pub(crate) struct Member {
     keys: Mutex<Option<Keys>>,
     /// What this host does for services.
     pub(crate) services: Services,
+    /// What this host does for names.
+    pub(crate) names: Names,
     /// The UDP port of VXLAN, which may change.
     pub(super) port: PortKeeper,
     manager: Mutex<Option<ManagerHandle>>,
@@ -123,6 +126,7 @@ impl Parts {
         Ok(Member {
             follower: Arc::new(Follower::new(self.host.id, Arc::clone(&self.datapath))),
             services: Services::new(agent.netns.clone()),
+            names: Names::new(agent.netns.clone()),
             port: PortKeeper::new(self.settled.port),
             settled: self.settled,
             host: self.host,
@@ -182,6 +186,7 @@ impl Member {
         Ok(Self {
             follower: Arc::new(Follower::new(host.id, Arc::clone(&datapath))),
             services: Services::new(agent.netns.clone()),
+            names: Names::new(agent.netns.clone()),
             port: PortKeeper::new(settled.port),
             settled,
             host,
@@ -287,6 +292,7 @@ impl Member {
             self.services.vips(network.vni),
         ))]);
         self.follower.follow(network.vni);
+        self.names.network(network);
         self.control.subscribe(network.vni);
     }
 
@@ -306,6 +312,7 @@ impl Member {
             self.control.unsubscribe(vni);
             self.follower.forget(vni);
             self.services.forget(vni);
+            self.names.forget(vni);
             self.datapath.apply(&[Change::RemoveNetwork(vni)]);
         }
         Ok(())

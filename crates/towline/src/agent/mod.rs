@@ -23,6 +23,7 @@ mod locks;
 mod manager;
 mod membership;
 mod misdelivery;
+mod names;
 mod neighbors;
 mod network;
 mod news;

@@ -66,6 +66,7 @@ fn tables(member: &Member, news: &[(Vni, Vec<TableChange>)]) {
     member.follower.tables(news);
     for (vni, changes) in news {
         member.services.table(*vni, changes);
+        member.names.table(*vni, changes);
     }
 }
 
@@ -97,6 +98,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
         }
         Event::Table { vni, changes } => tables(member, &[(vni, changes)]),
         Event::NetworkChanged(network) => {
+            member.names.network(&network);
             let known = agent
                 .state
                 .read(|state| state.networks.iter().any(|known| known.vni == network.vni));
@@ -110,6 +112,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
         Event::NetworkRemoved(vni) => {
             tracing::info!("the network with VNI {vni} is gone from the cluster");
             member.follower.clear(vni);
+            member.names.forget(vni);
         }
         Event::IdentityRenewed(identity) => {
             if let Err(error) = member.renew(agent, identity) {
@@ -118,8 +121,10 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
         }
         Event::Inspect(inspection) => installed::report(member, inspection),
         Event::RowLost { vni, epoch } => container::lost(agent, vni, epoch),
-        // No service is carried out here: the control plane's word on them is for who asks it.
-        Event::Services { vni, services } => member.services.services(vni, services),
+        Event::Services { vni, services } => {
+            member.names.services(vni, services.clone());
+            member.services.services(vni, services);
+        }
         Event::Ingress(vni) => member.services.ingress(vni),
         Event::Reached {
             vni,

@@ -115,6 +115,7 @@ fn cluster(agent: &Agent, member: &Member) -> ClusterStatus {
                 .count()
         }),
         services,
+        names: member.names.status(),
         warnings,
     }
 }

@@ -7,6 +7,7 @@ use control::service::Publish;
 use serde::{Deserialize, Serialize};
 
 use super::mount::MountWanted;
+use crate::shim::dns::Dns;
 use crate::shim::process::ProcessId;
 
 /// What a client or a shim asks about containers.
@@ -14,7 +15,7 @@ use crate::shim::process::ProcessId;
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Request {
     /// `towline run`, first half: make all that the command will find.
-    Prepare(Prepare),
+    Prepare(Box<Prepare>),
     /// The client could not start the command: undo [`Request::Prepare`].
     Abort {
         /// The container's name.
@@ -98,6 +99,12 @@ pub(crate) struct Prepare {
     pub(crate) mac: Option<vtep::MacAddr>,
     /// Whether it goes when its command ends.
     pub(crate) remove: bool,
+    /// Other names that it has on each of its networks.
+    #[serde(default)]
+    pub(crate) aliases: Vec<String>,
+    /// Whom it asks for names that are none of the cluster's.
+    #[serde(default)]
+    pub(crate) dns: Dns,
     /// What it finds at places of its own.
     #[serde(default)]
     pub(crate) mounts: Vec<MountWanted>,

@@ -6,6 +6,7 @@
 pub(crate) mod capture;
 pub(crate) mod container;
 pub(crate) mod mount;
+pub(crate) mod names;
 pub(crate) mod service;
 pub(crate) mod volume;
 
@@ -81,6 +82,8 @@ pub(crate) enum Request {
         /// Only this network, by name or id.
         network: Option<String>,
     },
+    /// `towline resolve`.
+    Resolve(names::Resolve),
     /// `towline events`: what happened from there on. The answer waits a few seconds for something to tell.
     Events(events::From),
     /// `towline verify`.
@@ -134,6 +137,8 @@ pub(crate) enum Response {
     Hosts(Vec<Host>),
     /// To [`Request::Fdb`].
     Fdb(Vec<FdbEntry>),
+    /// To [`Request::Resolve`].
+    Resolved(names::Resolved),
     /// To [`Request::Events`].
     Events(events::Told),
     /// To [`Request::Verify`].
@@ -596,6 +601,9 @@ pub(crate) struct ClusterStatus {
     /// Services that this host acts for, as far as it has heard.
     #[serde(default)]
     pub(crate) services: Vec<service::Summary>,
+    /// What containers asked for by name, since the agent's start.
+    #[serde(default)]
+    pub(crate) names: names::Status,
     /// What the operator should know: one sentence each.
     pub(crate) warnings: Vec<String>,
 }

@@ -20,6 +20,7 @@ mod output;
 mod promote;
 mod ps;
 mod refused;
+mod resolve;
 mod rm;
 mod run;
 mod service;
@@ -105,6 +106,8 @@ enum Command {
     Update(update::Args),
     /// Show where frames for each MAC address go
     Fdb(fdb::Args),
+    /// Look a name up as a container on a network would
+    Resolve(resolve::Args),
     /// Follow what happens in the cluster
     Events(events::Args),
     /// Compare every host's tables with the manager's
@@ -172,6 +175,7 @@ impl Cli {
             Command::Ca(command) => ca::run(command, &context),
             Command::Update(args) => update::run(&args, &context),
             Command::Fdb(args) => fdb::run(args, &context),
+            Command::Resolve(args) => resolve::run(args, &context),
             Command::Events(args) => events::run(args, &context),
             Command::Verify(args) => verify::run(args, &context),
             Command::Status(args) => status::run(&args, &context),

@@ -21,6 +21,7 @@ use crate::api::container::{Prepare, Prepared, Request, Response, ServiceWanted}
 use crate::api::mount::MountWanted;
 use crate::api::{self};
 use crate::shim::channel::{Channel, Outcome, Start};
+use crate::shim::dns::Dns;
 use crate::shim::{self, EXIT_SIGNAL, EXIT_TOWLINE, FORWARDED};
 
 /// A container is a process in network and mount namespaces of its own; it sees this host's files.
@@ -41,6 +42,18 @@ pub(crate) struct Args {
     /// A network to attach to, by name or id; once per network [default: only the gateway bridge]
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     network: Vec<String>,
+    /// Another name of the container on its networks, which several may share; once per name
+    #[arg(long, visible_alias = "alias", value_name = "NAME")]
+    network_alias: Vec<String>,
+    /// A server to ask for names that are none of the cluster's; once per server, the first three count [default: this host's]
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<IpAddr>,
+    /// A domain to try behind names, '.' for none; once per domain [default: this host's]
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+    /// An option for the container's resolver, as resolv.conf(5) has it; once per option [default: this host's, and ndots:0]
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
     /// The service to be a member of, on its network, with a weight if not 1; in static mode there are none
     #[arg(long, value_name = "SERVICE[,weight=N]", value_parser = service)]
     service: Vec<ServiceWanted>,
@@ -88,8 +101,6 @@ struct RefusedOptions {
     tty: bool,
     #[arg(short = 'P', long, hide = true)]
     publish_all: bool,
-    #[arg(long, visible_alias = "alias", hide = true)]
-    network_alias: Vec<String>,
     #[arg(long, hide = true)]
     link: Vec<String>,
     #[arg(short, long, hide = true)]
@@ -100,8 +111,6 @@ struct RefusedOptions {
     user: Option<String>,
     #[arg(long, hide = true)]
     hostname: Option<String>,
-    #[arg(long, hide = true)]
-    dns: Vec<String>,
     #[arg(long, hide = true)]
     restart: Option<String>,
     #[arg(short, long, hide = true)]
@@ -120,11 +129,6 @@ impl RefusedOptions {
             ),
             (self.publish_all, "--publish-all", by_address),
             (
-                !self.network_alias.is_empty(),
-                "--network-alias",
-                by_address,
-            ),
-            (
                 !self.link.is_empty(),
                 "--link",
                 "put both containers on one network",
@@ -133,7 +137,6 @@ impl RefusedOptions {
             (self.workdir.is_some(), "--workdir", command),
             (self.user.is_some(), "--user", command),
             (self.hostname.is_some(), "--hostname", "leave it out"),
-            (!self.dns.is_empty(), "--dns", "leave it out"),
             (self.restart.is_some(), "--restart", "leave it out"),
             (!self.label.is_empty(), "--label", "leave it out"),
         ] {
@@ -191,6 +194,12 @@ fn prepare(args: &Args, mounts: Vec<MountWanted>, context: &Context) -> anyhow::
         ips,
         mac: args.mac_address,
         remove: args.rm,
+        aliases: args.network_alias.clone(),
+        dns: Dns {
+            servers: args.dns.clone(),
+            search: args.dns_search.clone(),
+            options: args.dns_option.clone(),
+        },
         mounts,
         constraints: args.constraint.clone(),
         command: args
@@ -202,8 +211,9 @@ fn prepare(args: &Args, mounts: Vec<MountWanted>, context: &Context) -> anyhow::
     };
     match context
         .client()?
-        .request(&api::Request::Container(Request::Prepare(prepare)))?
-    {
+        .request(&api::Request::Container(Request::Prepare(Box::new(
+            prepare,
+        ))))? {
         api::Response::Container(Response::Prepared(prepared)) => Ok(prepared),
         _ => Err(unexpected()),
     }

@@ -20,6 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::dns::Dns;
 use super::mount::Mount;
 use super::process::ProcessId;
 
@@ -45,6 +46,9 @@ pub(crate) struct Spec {
     /// What of the host it finds at places of its own, the outer places first.
     #[serde(default)]
     pub(crate) mounts: Vec<Mount>,
+    /// Whom it asks for names that are none of the cluster's.
+    #[serde(default)]
+    pub(crate) dns: Dns,
     /// Whether its volumes without a name go with it.
     #[serde(default)]
     pub(crate) remove_volumes: bool,

@@ -14,6 +14,7 @@
 //! Does NOT make or remove namespaces and interfaces: that is the agent's.
 
 pub(crate) mod channel;
+pub(crate) mod dns;
 pub(crate) mod enter;
 pub(crate) mod folder;
 pub(crate) mod mount;

@@ -210,6 +210,7 @@ fn release(agent: &Arc<Agent>, spec: &Spec) -> anyhow::Result<()> {
     // Without a membership there is nothing to detach from: `leave` took it away.
     if let Ok(member) = agent.member() {
         member.services.gone(&spec.name);
+        member.names.gone(&spec.name);
         let records: Vec<EndpointRecord> = agent.state.read(|state| {
             state
                 .endpoints

@@ -159,7 +159,7 @@ impl Containers {
 /// One line for the person who asked.
 pub(crate) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Response> {
     Ok(match request {
-        Request::Prepare(request) => Response::Prepared(prepare::prepare(agent, request)?),
+        Request::Prepare(request) => Response::Prepared(prepare::prepare(agent, *request)?),
         Request::Started { name } => {
             reconcile::look(agent, &name)?;
             Response::Done

@@ -76,7 +76,7 @@ pub(super) fn connect(agent: &Arc<Agent>, wanted: &Connect) -> anyhow::Result<Ve
     warnings.extend(prepare::late_table(&member, &network));
     // Other hosts send frames from here on.
     member.control.publish(record.endpoint(), EndpointState::Up);
-    changed(&member, &spec.name);
+    changed(agent, &member, &spec.name);
     Ok(warnings)
 }
 
@@ -138,7 +138,7 @@ pub(super) fn disconnect(
             .collect::<Vec<_>>()
     })?;
     // The rules first: nothing is led to a place that goes.
-    changed(&member, &spec.name);
+    changed(agent, &member, &spec.name);
     gateway::settle(agent, &member, &netns, &spec)?;
     for record in &going {
         discard(agent, &member, &netns, record)?;
@@ -146,6 +146,8 @@ pub(super) fn disconnect(
     for record in &going {
         member.leave_idle_network(agent, record.vni)?;
     }
+    // It may have no way out any more.
+    member.names.refresh(agent, &spec.name);
     let closed = agent
         .state
         .read(|state| state.closed_ports.contains_key(&spec.name));
@@ -198,8 +200,9 @@ pub(super) fn finish(
 }
 
 /// A container's places are others now: all that follows them is told. Returns when its rules stand, or have taken too long.
-pub(super) fn changed(member: &Member, container: &str) {
+pub(super) fn changed(agent: &Agent, member: &Member, container: &str) {
     if member.control.static_tables().is_none() {
+        member.names.refresh(agent, container);
         member.services.container(container);
     }
 }

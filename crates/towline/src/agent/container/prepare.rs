@@ -16,7 +16,7 @@ use vtep::fdb::PortId;
 use super::source::Source;
 use super::{Agent, clear, gateway, held, mount_points, mounts, name, places, publish};
 use crate::agent::state::EndpointRecord;
-use crate::agent::{Member, ingress, placement};
+use crate::agent::{Member, ingress, names, placement};
 use crate::api::container::{Prepare, Prepared};
 use crate::api::mount;
 use crate::shim::folder::{self, Folder, Phase, Spec};
@@ -83,6 +83,7 @@ fn prepare_one(
             client: Some(client.clone()),
             netns: None,
             mounts: settled.clone(),
+            dns: request.dns.clone(),
             remove_volumes: request.remove,
         };
         match prepare_named(agent, &member, spec, request) {
@@ -122,6 +123,7 @@ impl From<anyhow::Error> for Refusal {
 /// What is wrong with the request itself.
 fn check(request: &mut Prepare) -> anyhow::Result<()> {
     mount::check(&mut request.mounts)?;
+    check_names(request)?;
     if let Some(name) = &request.name {
         name::check(name)?;
     }
@@ -141,6 +143,33 @@ fn check(request: &mut Prepare) -> anyhow::Result<()> {
             bail!(
                 "the network {} was given twice: give it once",
                 control::quote(network)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with other names and with whom to ask for names.
+fn check_names(request: &mut Prepare) -> anyhow::Result<()> {
+    let nowhere = request.networks.is_empty() && request.service.is_none();
+    if nowhere && let Some(alias) = request.aliases.first() {
+        bail!(
+            "the alias {} was given without a network: add --network, an alias is a name on a network",
+            control::quote(alias)
+        );
+    }
+    request.aliases = name::aliases(&request.aliases)?;
+    for domain in &request.dns.search {
+        if domain.is_empty() || domain.len() > 253 || !domain.bytes().all(|b| b.is_ascii_graphic())
+        {
+            bail!("{} is not a valid domain", control::quote(domain));
+        }
+    }
+    for option in &request.dns.options {
+        if option.is_empty() || !option.bytes().all(|b| b.is_ascii_graphic()) {
+            bail!(
+                "{} can't be an option of the resolver: write one as resolv.conf(5) has it, such as ndots:1",
+                control::quote(option)
             );
         }
     }
@@ -274,7 +303,7 @@ fn make(
             .filter(|(service, _)| service.vni == network.vni)
             .map(|(service, weight)| (service, *weight));
         let mut endpoint = source.endpoint(member, spec, network, ips, mac, part)?;
-        endpoint.names = Some(name::names(spec, Vec::new()));
+        endpoint.names = Some(name::names(spec, request.aliases.clone()));
         records.push(record(agent, endpoint, network, index)?);
     }
     if let Some((service, weight)) = &service
@@ -316,10 +345,18 @@ fn make(
             .iter()
             .filter_map(|network| late_table(member, network)),
     );
-    places::changed(member, &spec.name);
+    places::changed(agent, member, &spec.name);
+    if member.control.static_tables().is_none() {
+        member.names.container(agent, &netns, spec)?;
+    }
     agent.volumes.make_all(spec)?;
-    mount_points::make(agent, spec)?;
     warnings.extend(mounts::warning(&spec.mounts));
+    if member.control.static_tables().is_none() {
+        let own = names::mounts(folder.path(), spec, &records)?;
+        spec.mounts.extend(own);
+        crate::shim::mount::in_order(&mut spec.mounts);
+    }
+    mount_points::make(agent, spec)?;
     spec.phase = Phase::Ready;
     folder.write_spec(spec)?;
     if !super::reconcile::watch_client(agent, spec) {
@@ -445,6 +482,7 @@ fn wait_for_table(member: &Member, network: &Network) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shim::dns::Dns;
 
     fn request() -> Prepare {
         Prepare {
@@ -455,6 +493,8 @@ mod tests {
             ips: vec!["10.0.9.7".parse().expect("an address")],
             mac: None,
             remove: false,
+            aliases: Vec::new(),
+            dns: Dns::default(),
             mounts: Vec::new(),
             constraints: Vec::new(),
             command: vec!["true".into()],
@@ -469,6 +509,13 @@ mod tests {
             ((|r| r.networks.clear()) as fn(&mut Prepare), "--network"),
             (|r| r.networks.push("a".into()), "twice"),
             (|r| r.name = Some("../c1".into()), "name"),
+            (|r| r.aliases.push("a..b".into()), "a..b"),
+            (|r| r.dns.search.push("a b".into()), "domain"),
+            (|r| r.dns.options.push(String::new()), "resolver"),
+            (
+                |r| r.aliases = (0..17).map(|n| format!("a{n}")).collect(),
+                "16",
+            ),
         ] {
             let mut wrong = request();
             change(&mut wrong);

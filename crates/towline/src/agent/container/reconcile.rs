@@ -190,6 +190,11 @@ pub(super) fn serve(agent: &Agent, spec: &Spec, started: bool) -> anyhow::Result
     gateway::settle(agent, &member, &netns, spec)?;
     held(&agent.containers.served).insert(spec.name.clone());
     member.services.found(&spec.name, started);
+    if member.control.static_tables().is_none()
+        && let Err(error) = member.names.container(agent, &netns, spec)
+    {
+        tracing::warn!("container {}: names are not answered: {error:#}", spec.name);
+    }
     tracing::info!("took up container {} again", spec.name);
     Ok(())
 }
@@ -276,6 +281,7 @@ pub(crate) fn lost(agent: &Arc<Agent>, vni: Vni, epoch: Epoch) {
             &record.container,
             clear::release_endpoint(&agent, &member, &record),
         );
+        member.names.refresh(&agent, &record.container);
     });
 }
 

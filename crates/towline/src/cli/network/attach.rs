@@ -20,6 +20,9 @@ pub(crate) struct ConnectArgs {
     /// The IPv6 address there [default: the next free one, where the network has IPv6]
     #[arg(long, value_name = "ADDRESS")]
     ip6: Option<Ipv6Addr>,
+    /// Another name of the container there, which several may share; once per name
+    #[arg(long, visible_alias = "network-alias", value_name = "NAME")]
+    alias: Vec<String>,
     #[command(flatten)]
     refused: RefusedOptions,
     /// The network's name or id
@@ -31,8 +34,6 @@ pub(crate) struct ConnectArgs {
 /// Docker's options that are not built, so that each is refused by name.
 #[derive(Debug, clap::Args)]
 struct RefusedOptions {
-    #[arg(long, hide = true)]
-    alias: Vec<String>,
     #[arg(long, hide = true)]
     driver_opt: Vec<String>,
     #[arg(long, hide = true)]
@@ -46,11 +47,6 @@ struct RefusedOptions {
 impl RefusedOptions {
     fn check(&self) -> anyhow::Result<()> {
         for (given, option, instead) in [
-            (
-                !self.alias.is_empty(),
-                "--alias",
-                "reach the container by its address",
-            ),
             (!self.driver_opt.is_empty(), "--driver-opt", "leave it out"),
             (
                 self.gw_priority.is_some(),
@@ -100,7 +96,7 @@ pub(super) fn connect(args: ConnectArgs, context: &Context) -> anyhow::Result<()
             container: args.container,
             network: args.network,
             ips: ips.chain(args.ip6.map(IpAddr::from)).collect(),
-            aliases: args.refused.alias,
+            aliases: args.alias,
         }),
         context,
     )
