@@ -119,8 +119,8 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args)?,
         Command::Exec(args) => return exec::run(&args),
         Command::Down(args) => {
-            require_rights("lab down", &args.name)?;
             if !down::run(&args.name)? {
+                require_rights("lab down", &args.name)?;
                 eprintln!("towline: there is nothing of lab '{}'", args.name);
             }
         }
@@ -145,10 +145,14 @@ fn require_root(command: &str) -> anyhow::Result<()> {
 /// Fails early without the rights to work on this lab: root's, but where all its hosts are virtual machines of the caller.
 fn require_rights(command: &str, lab: &name::LabName) -> anyhow::Result<()> {
     let own = state::Folder::of(lab).read();
-    if own.is_some_and(|state| state.settings.only_machines()) {
-        return Ok(());
+    let allowed = rustix::process::geteuid().is_root()
+        || own.is_some_and(|state| state.settings.only_machines());
+    if !allowed {
+        bail!(
+            "'towline {command}' finds no lab '{lab}' of yours, and labs with hosts in network namespaces need root: run it with sudo"
+        );
     }
-    require_root(command)
+    Ok(())
 }
 
 /// Fails early when a program that is needed isn't installed.

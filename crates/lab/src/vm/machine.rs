@@ -237,7 +237,8 @@ impl Machine {
     }
 }
 
-/// The last lines that say something, without what moves a terminal's cursor.
+/// The last lines that say something, without what moves a terminal's cursor, and without the functions that a kernel names
+/// as it dies (`name+0x14e/0x1e6`): what it died of stands above them.
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<String> = text
         .lines()
@@ -245,7 +246,7 @@ fn last_lines(text: &str, count: usize) -> String {
             let plain = line.chars().filter(|letter| !letter.is_control());
             plain.collect::<String>().trim().to_owned()
         })
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !(line.contains("+0x") && line.contains("/0x")))
         .collect();
     lines[lines.len().saturating_sub(count)..].join("; ")
 }
@@ -428,5 +429,8 @@ mod tests {
         assert_eq!(last_lines(text, 2), "[6ntwo; three");
         assert_eq!(last_lines(text, 9), "one; [6ntwo; three");
         assert_eq!(last_lines("", 3), "");
+        let panic = "Kernel panic - not syncing: VFS\n Call Trace:\n  dump_stack_lvl+0x44/0x5c\n  ? rest_init+0xd0/0xd0\n";
+        let said = "Kernel panic - not syncing: VFS; Call Trace:";
+        assert_eq!(last_lines(panic, 2), said);
     }
 }
