@@ -510,7 +510,7 @@ fn names_that_are_taken_or_impossible_are_refused() {
         "--mount=type=cluster,target=/a",
         "-t",
         "-P",
-        "--network-alias=x",
+        "--hostname=x",
     ] {
         one.refused(&format!("run {option} -- true"), 2, &["not built yet"]);
     }
