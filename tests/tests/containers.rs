@@ -506,12 +506,7 @@ fn names_that_are_taken_or_impossible_are_refused() {
     for bad in ["../c", "a/b", "Upper", "-x", &"x".repeat(300)] {
         one.refused(&format!("run --name={bad} -- true"), 125, &["a-z0-9"]);
     }
-    for option in [
-        "--mount=type=cluster,target=/a",
-        "-t",
-        "-P",
-        "--hostname=x",
-    ] {
+    for option in ["--mount=type=cluster,target=/a", "-t", "-P", "--hostname=x"] {
         one.refused(&format!("run {option} -- true"), 2, &["not built yet"]);
     }
     assert_eq!(code(one, "run --no-such-option -- true"), 2);
