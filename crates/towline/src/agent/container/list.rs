@@ -122,7 +122,17 @@ fn describe(folder: &Folder, spec: &Spec, state: &State, member: Option<&Member>
             }
         }),
         ports: attachment.map_or_else(Vec::new, |attachment| attachment.publish.clone()),
-        mounts: spec.mounts.iter().map(mount_place).collect(),
+        // What is in its own folder, such as its resolv.conf, nobody asked for.
+        mounts: spec
+            .mounts
+            .iter()
+            .filter(|mount| {
+                mount
+                    .path()
+                    .is_none_or(|path| !path.starts_with(folder.path()))
+            })
+            .map(mount_place)
+            .collect(),
         gwbridge: attachment.map(|attachment| GatewayPlace {
             interface: attachment.ifname.clone(),
             host_interface: attachment.host_ifname.clone(),
