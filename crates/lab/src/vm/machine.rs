@@ -246,9 +246,13 @@ fn last_lines(text: &str, count: usize) -> String {
             let plain = line.chars().filter(|letter| !letter.is_control());
             plain.collect::<String>().trim().to_owned()
         })
-        .filter(|line| !line.is_empty() && !(line.contains("+0x") && line.contains("/0x")))
+        .filter(|line| !line.is_empty() && !is_function(line))
         .collect();
     lines[lines.len().saturating_sub(count)..].join("; ")
+}
+
+fn is_function(line: &str) -> bool {
+    line.contains("+0x") && line.contains("/0x")
 }
 
 /// The TAP's name on the switch, after the host as the switch names its other ports.
