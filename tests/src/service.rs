@@ -279,7 +279,7 @@ pub struct Asked {
 }
 
 impl Load {
-    /// Asks each of `targets` every [`ASK_EVERY`] from inside `netns`, whether those before are answered or not. A question fails
+    /// Asks each of `targets` fifty times a second from inside `netns`, whether those before are answered or not. A question fails
     /// after `limit`.
     #[must_use]
     pub fn start(netns: &Netns, targets: &[SocketAddr], limit: Duration) -> Self {

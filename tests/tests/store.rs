@@ -71,6 +71,7 @@ fn endpoints(manager: &Host) -> Vec<Value> {
 /// An endpoint as `network inspect` shows one that is up.
 fn shown(container: &str, host: &str, endpoint: &Endpoint) -> Value {
     serde_json::json!({
+        "id": endpoint.epoch.to_string(),
         "container": container,
         "host": host,
         "mac": endpoint.mac.to_string(),

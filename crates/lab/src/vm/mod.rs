@@ -1,7 +1,7 @@
 //! Hosts that are virtual machines: with a kernel of their own, which need not be this machine's.
 //!
-//! `lab up --vms N` makes the last N hosts so. A guest begins with [`guest`], which runs what it is asked to; on this
-//! side [`relay`] stands for each such command. So the cluster, the matrix and the bench are those of any lab.
+//! `lab up --vms N` makes the last N hosts so. A guest begins with [`mod@guest`], which runs what it is asked to; on this
+//! side [`mod@relay`] stands for each such command. So the cluster, the matrix and the bench are those of any lab.
 //!
 //! What this does NOT do: it makes no image (`scripts/vm-image` does), keeps no disk, and lets nobody in from elsewhere:
 //! all ports are on loopback or in the lab's switch, and a guest hears only who knows its secret.
