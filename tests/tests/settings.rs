@@ -141,7 +141,10 @@ fn the_port_changes_while_frames_flow(setup: Setup) {
         );
         assert_eq!(rig.delivered(&at(5000)), back);
         drop(other);
-        rig.datapath.listen_on(4789).unwrap();
+        // The kernel lets go of a socket a moment after it was closed.
+        wait_until("the port is free", PATIENCE, || {
+            rig.datapath.listen_on(4789).is_ok()
+        });
         rig.datapath.listen_on(4789).unwrap();
         rig.still_works();
         assert_eq!(rig.datapath.counters().drops.get(DropReason::NotAMember), 0);

@@ -75,7 +75,8 @@ impl<'a> Input<'a> {
         ["a", "b", "net0", "net1", "../x", ""][usize::from(self.below(6))].to_owned()
     }
 
-    fn ip(&mut self) -> IpAddr {
+    /// An address, of few.
+    pub fn ip(&mut self) -> IpAddr {
         match self.below(16) {
             0 => Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(self.byte())).into(),
             1 => Ipv4Addr::BROADCAST.into(),
