@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::net::{IpAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use netns::Netns;
@@ -198,11 +199,28 @@ fn every_kind_of_name_has_its_answer_and_other_networks_have_none() {
         })
         .collect();
     assert_eq!(turns.len(), 2, "both members come first at some time");
-    let drill = sh(&asker, &format!("drill {c1} @127.0.0.11 A"));
-    assert!(
-        drill.contains("rcode: NOERROR") && drill.contains(&c1_v4),
-        "{drill}"
-    );
+    for (asked, code, said) in [
+        (format!("{c1} @127.0.0.11 A"), "NOERROR", c1_v4.as_str()),
+        (format!("-t {c1} @127.0.0.11 AAAA"), "NOERROR", &c1_v6),
+        (format!("-x {c1_v4} @127.0.0.11"), "NOERROR", &c1),
+        (
+            "_80._tcp.web @127.0.0.11 SRV".to_owned(),
+            "NOERROR",
+            "blue.",
+        ),
+        ("web @127.0.0.11 TXT".to_owned(), "NOERROR", "ANSWER: 0"),
+        (
+            "nobody.example @127.0.0.11 A".to_owned(),
+            "NXDOMAIN",
+            "ANSWER: 0",
+        ),
+    ] {
+        let drill = sh(&asker, &format!("drill {asked}"));
+        assert!(
+            drill.contains(&format!("rcode: {code}")) && drill.contains(said),
+            "{asked}: {drill}"
+        );
+    }
 
     // Names of other networks are asked for elsewhere, and nowhere is anybody who knows them.
     for asked in [
@@ -287,41 +305,67 @@ fn names_follow_every_change_on_every_host() {
         .map(|host| named.run(host, &format!("a{host}"), "--network blue"))
         .collect();
     let mut slowest = Duration::ZERO;
-    let mut all_see = |what: &str, expected: &[&str]| {
-        let start = Instant::now();
+    let mut all_see = |start: Instant, what: &str, expected: &[&str]| {
         for (_, netns) in &askers {
             wait_for(netns, &format!("{what} A"), expected);
         }
         slowest = slowest.max(start.elapsed());
     };
-    for turn in 0..4 {
-        let host = turn % 3;
-        let (one, _) = named.run(host, "one", "--network blue --network-alias shared");
-        let (two, _) = named.run(
-            (host + 1) % 3,
-            "two",
-            "--network blue --network-alias shared",
-        );
-        let ip_of = |host, name: &str| named.ips(host, name, "blue")[0].clone();
-        let (first, second) = (ip_of(host, &one), ip_of((host + 1) % 3, &two));
-        all_see(&one, &[&first]);
-        all_see("shared", &[&first, &second]);
-        named.host(host).ok(&format!("rm -f {one}"));
-        all_see(&one, &[]);
-        all_see("shared", &[&second]);
-        named.host((host + 1) % 3).ok(&format!("rm -f {two}"));
-        all_see("shared", &[]);
-    }
+    // Others come and go on the third host all the while.
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for turn in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (other, _) = named.run(2, &format!("o{turn}"), "--network blue");
+                named.host(2).ok(&format!("rm -f {other}"));
+            }
+        });
+        // What was started is there once 'run' returns; what is removed goes while 'rm' still waits for the rest.
+        for turn in 0..4 {
+            let host = turn % 3;
+            let (one, _) = named.run(host, "one", "--network blue --network-alias shared");
+            let ran = Instant::now();
+            let first = named.ips(host, &one, "blue")[0].clone();
+            all_see(ran, &one, &[&first]);
+            let (two, _) = named.run(
+                (host + 1) % 3,
+                "two",
+                "--network blue --network-alias shared",
+            );
+            let ran = Instant::now();
+            let second = named.ips((host + 1) % 3, &two, "blue")[0].clone();
+            all_see(ran, "shared", &[&first, &second]);
+            let began = Instant::now();
+            named.host(host).ok(&format!("rm -f {one}"));
+            all_see(began, &one, &[]);
+            all_see(began, "shared", &[&second]);
+            let began = Instant::now();
+            named.host((host + 1) % 3).ok(&format!("rm -f {two}"));
+            all_see(began, "shared", &[]);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
     // A service comes and goes, and its member.
+    let began = Instant::now();
     named
         .host(1)
         .ok("service create --name web --network blue --endpoint-mode dnsrr");
-    all_see("tasks.web", &[]);
+    for (_, netns) in &askers {
+        wait_until("a service without members is known", LIMIT, || {
+            dig(netns, "tasks.web A").status == "NOERROR"
+        });
+    }
+    all_see(began, "tasks.web", &[]);
     let (member, _) = named.run(2, "m", "--service web");
+    let ran = Instant::now();
     let ip = named.ips(2, &member, "blue")[0].clone();
-    all_see("web", &[&ip]);
+    all_see(ran, "web", &[&ip]);
+    let began = Instant::now();
     named.host(2).ok(&format!("rm -f {member}"));
-    all_see("web", &[]);
+    all_see(began, "web", &[]);
     named.host(1).ok("service rm web");
     for (_, netns) in &askers {
         wait_until("no such name", LIMIT, || {
@@ -329,9 +373,9 @@ fn names_follow_every_change_on_every_host() {
         });
     }
     println!(
-        "the slowest of 22 changes was seen on three hosts after {slowest:?}, dig's own start included"
+        "the slowest of 23 changes was seen on three hosts after {slowest:?}, dig's own start included"
     );
-    if std::env::var_os("TOWLINE_STRICT_TIMES").is_some() {
+    if std::env::var_os("TOWLINE_STRICT_TIMES").is_some_and(|value| !value.is_empty()) {
         assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     }
 
@@ -455,6 +499,62 @@ fn the_rest_of_the_world_is_asked_in_order_and_a_slow_server_costs_only_itself()
     let names = &named.host(0).json("status --json")["cluster"]["names"];
     assert!(names["forwarded"].as_u64() >= Some(5), "{names}");
     assert_eq!(names["containers"], 2, "{names}");
+}
+
+#[test]
+fn the_hosts_own_servers_are_asked_where_a_container_names_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("resolv.conf");
+    // The first three count: one that nobody has, one of the host's own loopback, one of the network, and one too many.
+    let servers = ["192.0.2.252", "127.0.0.53", WORLD, "192.0.2.253"];
+    let write = |servers: &[&str]| {
+        let lines: Vec<String> = servers
+            .iter()
+            .map(|server| format!("nameserver {server}\n"))
+            .collect();
+        std::fs::write(&file, format!("search example\n{}", lines.concat())).unwrap();
+    };
+    write(&servers[1..2]);
+    let cluster = Cluster::joined(1, &["--resolv-conf", file.to_str().unwrap()]);
+    let host = &cluster.hosts[0];
+    host.ok("network create --subnet 10.0.9.0/24 blue");
+    host.ok("network create --subnet 10.0.7.0/24 --internal inner");
+    let own = Upstream::start(&host.netns, "127.0.0.53".parse().unwrap());
+    let world = Upstream::start(&cluster.switch, WORLD.parse().unwrap());
+    for address in ["192.0.2.252/24", "192.0.2.253/24"] {
+        sh(&cluster.switch, &format!("ip addr add {address} dev br0"));
+    }
+    let last = Upstream::start(&cluster.switch, "192.0.2.253".parse().unwrap());
+    let started = |name: &str, network: &str| {
+        let name = cluster.container(name);
+        host.ok(&format!(
+            "run -d --name {name} --network {network} -- sleep infinity"
+        ));
+        Netns::open(&name).unwrap()
+    };
+    let (outer, inner) = (started("outer", "blue"), started("inner", "inner"));
+    let resolv_conf = sh(
+        &host.netns,
+        &format!(
+            "cat {}/containers/{}/resolv.conf",
+            host.state_dir().display(),
+            cluster.container("outer")
+        ),
+    );
+    assert!(resolv_conf.contains("search example"), "{resolv_conf}");
+    assert_eq!(ok(&dig(&outer, "ok.example A")), ["192.0.2.77"]);
+    assert!(own.asked().contains(&"ok.example".to_owned()));
+    assert!(world.asked().is_empty(), "it is not named yet");
+    // Who has no way out does not get one by names.
+    assert_eq!(dig(&inner, "inner.example A").status, "SERVFAIL");
+    assert!(!own.asked().contains(&"inner.example".to_owned()));
+    // The file is looked at again; the third is asked, the fourth never.
+    write(&servers);
+    wait_until("the file is read again", LIMIT, || {
+        let _ = dig(&outer, "fail.example A");
+        world.asked().contains(&"fail.example".to_owned())
+    });
+    assert!(last.asked().is_empty(), "{:?}", last.asked());
 }
 
 #[test]
@@ -703,7 +803,12 @@ fn no_question_is_lost() {
     wait_until("the other's name", LIMIT, || {
         !dig(&asker, &format!("{c2} A")).answers.is_empty()
     });
-    let rate = std::env::var("TOWLINE_DNS_RATE").map_or(1000, |rate| rate.parse().unwrap());
+    let rate = std::env::var("TOWLINE_DNS_RATE").unwrap_or_default();
+    let rate = if rate.is_empty() {
+        1000
+    } else {
+        rate.parse().unwrap()
+    };
     let start = Instant::now();
     let (sent, answered) = load(&asker, &c2, rate, Duration::from_secs(3));
     println!(

@@ -444,6 +444,16 @@ fn lists_are_filtered_and_shown_as_people_are_used_to() {
     );
     host.ok("service create --name web --network closed");
     host.refused(
+        "run --network closed -- true",
+        125,
+        &["network closed not manually attachable"],
+    );
+    let serving = cluster.container("serving");
+    host.ok(&format!(
+        "run -d --name {serving} --service web -- sleep infinity"
+    ));
+    host.ok(&format!("rm -f {serving}"));
+    host.refused(
         "network rm closed",
         FAILED,
         &["network closed is in use by service web"],

@@ -223,6 +223,24 @@ fn kernel_vxlan(lab: &Lab) {
     }
 }
 
+/// A `lab up` of one guest that boots, and what the lab wrote down of the guest.
+fn booting(lab: &Lab) -> (Child, Value) {
+    let mut up = lab.command("up", &with_machines("--hosts 1 --vms 1 --accelerator tcg"));
+    let up = up
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let noted = lab.folder().join("h1/machine.json");
+    let mut machine = None;
+    wait_until("the guest has started", LIMIT, || {
+        let text = std::fs::read(&noted).unwrap_or_default();
+        machine = serde_json::from_slice(&text).ok();
+        machine.is_some()
+    });
+    (up, machine.unwrap())
+}
+
 /// A guest that ends is told of by name, with the end of its console; one that can't boot takes the whole lab with it.
 #[test]
 #[ignore = "needs QEMU and an image: scripts/test vm"]
@@ -245,20 +263,8 @@ fn a_dead_machine_is_told_of_with_the_end_of_its_console() {
     }
     lab.assert_gone();
 
-    let mut up = lab.command("up", &with_machines("--hosts 1 --vms 1 --accelerator tcg"));
-    let up = up
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let noted = lab.folder().join("h1/machine.json");
-    let mut qemu = None;
-    wait_until("the guest has started", LIMIT, || {
-        let text = std::fs::read(&noted).unwrap_or_default();
-        qemu = serde_json::from_slice::<Value>(&text).ok();
-        qemu.is_some()
-    });
-    let pid = qemu.unwrap()["process"]["pid"].as_i64().unwrap();
+    let (up, qemu) = booting(&lab);
+    let pid = qemu["process"]["pid"].as_i64().unwrap();
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
     let line = one_line(&up.wait_with_output().unwrap(), 1);
@@ -301,15 +307,7 @@ fn what_can_not_be_is_refused_and_leaves_nothing() {
     lab.assert_gone();
 
     // Ctrl-C while the guest boots.
-    let mut up = lab.command("up", &with_machines("--hosts 1 --vms 1 --accelerator tcg"));
-    let up = up
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait_until("the guest has started", LIMIT, || {
-        lab.folder().join("h1/machine.json").exists()
-    });
+    let (up, _) = booting(&lab);
     sh(
         &Netns::current().unwrap(),
         &format!("kill -INT {}", up.id()),

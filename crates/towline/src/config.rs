@@ -16,6 +16,7 @@ use vtep::datapath::Backend;
 use crate::cli::DEFAULT_SOCKET;
 use crate::cli::network::label;
 use crate::cli::token::duration;
+use crate::shim::dns::RESOLV_CONF;
 
 const DEFAULT_CONFIG: &str = "/etc/towline/towline.toml";
 const DEFAULT_STATE_DIR: &str = "/var/lib/towline";
@@ -61,6 +62,10 @@ pub(crate) struct Flags {
     /// [default: a random unique local /64, RFC 4193; configuration key: gwbridge-subnet-ipv6]
     #[arg(long, env = "TOWLINE_GWBRIDGE_SUBNET_IPV6", value_name = "CIDR", value_parser = subnet::<Ipv6Net>)]
     gwbridge_subnet_ipv6: Option<Ipv6Net>,
+    /// The file that names the servers for what is no name of the cluster, as resolv.conf(5)
+    /// [default: /etc/resolv.conf; configuration key: resolv-conf]
+    #[arg(long, env = "TOWLINE_RESOLV_CONF", value_name = "FILE")]
+    resolv_conf: Option<PathBuf>,
     /// A label of this host for 'run --constraint engine.labels.KEY==VALUE', KEY=VALUE; once per label
     /// [default: none; configuration key: labels, an array of such texts]
     #[arg(
@@ -89,6 +94,7 @@ struct File {
     cert_expiry: Option<String>,
     gwbridge_subnet: Option<Ipv4Net>,
     gwbridge_subnet_ipv6: Option<Ipv6Net>,
+    resolv_conf: Option<PathBuf>,
     #[serde(default)]
     labels: Vec<String>,
 }
@@ -116,6 +122,8 @@ pub(crate) struct Config {
     pub(crate) cert_expiry: Duration,
     /// Subnets of the gateway bridge; none: chosen by it.
     pub(crate) gwbridge: (Option<Ipv4Net>, Option<Ipv6Net>),
+    /// The file that names the servers for what is no name of the cluster.
+    pub(crate) resolv_conf: PathBuf,
     /// Labels of this host that constraints may ask for.
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -165,6 +173,7 @@ impl Config {
                 flags.gwbridge_subnet.or(file.gwbridge_subnet),
                 flags.gwbridge_subnet_ipv6.or(file.gwbridge_subnet_ipv6),
             ),
+            resolv_conf: absolute(flags.resolv_conf.or(file.resolv_conf), RESOLV_CONF)?,
             state_dir: absolute(flags.state_dir.or(file.state_dir), DEFAULT_STATE_DIR)?,
             socket: absolute(socket.map(Path::to_owned).or(file.socket), DEFAULT_SOCKET)?,
             backend: flags.backend.or(file.backend).unwrap_or(Backend::Offload),
@@ -282,6 +291,7 @@ mod tests {
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.backend, Backend::Offload);
         assert_eq!(config.gwbridge, (None, None));
+        assert_eq!(config.resolv_conf, Path::new("/etc/resolv.conf"));
         let file: File =
             toml::from_str("gwbridge-subnet = '10.55.0.0/16'\ngwbridge-subnet-ipv6 = 'fd55::/64'")
                 .expect("toml");

@@ -37,19 +37,12 @@ impl Manager {
                 quote(name)
             ));
         }
-        match self.state.names.get(name) {
-            Some(holder) if *holder != host => Err(format!(
-                "container name {name} is already in use on host {}: choose another, or remove it there \
-                 (`towline rm {name}`)",
-                self.host_name(*holder)
-            )),
-            Some(_) => Ok(Response::Done),
-            None => {
-                self.check_names(host)?;
-                self.state.put_name(name, host);
-                Ok(Response::Done)
-            }
+        self.check_holder_of_name(name, host)?;
+        if !self.state.names.contains_key(name) {
+            self.check_names(host)?;
+            self.state.put_name(name, host);
         }
+        Ok(Response::Done)
     }
 
     pub(super) fn release_name(&mut self, name: &str, host: HostId) -> Response {
@@ -87,6 +80,7 @@ impl Manager {
         if !state.network.attachable && member.is_none() && is_valid_name(&container) {
             return Err(not_attachable(&state.network));
         }
+        self.check_holder_of_name(&container, host)?;
         let network = state.network.clone();
         if let Some(held) = state
             .endpoints
@@ -265,12 +259,30 @@ impl Manager {
     /// The names of an endpoint as its owner says them, if they may be: none where it says what no honest host does.
     fn checked_names(&self, endpoint: &Endpoint, host: HostId) -> Option<Arc<Names>> {
         let names = endpoint.names.clone()?;
-        if names.is_valid() && names.container == endpoint.container {
+        let anothers = self.other_holder(&names.container, host).is_some();
+        if names.is_valid() && names.container == endpoint.container && !anothers {
             return Some(names);
         }
         let host = self.host_name(host);
         tracing::warn!(%host, vni = endpoint.vni.get(), epoch = %endpoint.epoch, "refused names that an endpoint can't have");
         None
+    }
+
+    fn check_holder_of_name(&self, name: &str, host: HostId) -> Result<(), String> {
+        let Some(holder) = self.other_holder(name, host) else {
+            return Ok(());
+        };
+        Err(format!(
+            "container name {name} is already in use on host {}: choose another, or remove it there \
+             (`towline rm {name}`)",
+            self.host_name(holder)
+        ))
+    }
+
+    /// The host that has a container's name, if that is not `host`.
+    fn other_holder(&self, container: &str, host: HostId) -> Option<HostId> {
+        let holder = self.state.names.get(container).copied();
+        holder.filter(|holder| *holder != host)
     }
 
     /// Whether an endpoint that this host runs, and that is not known here, is one of its block, or from a time that the store
@@ -462,6 +474,21 @@ mod tests {
             names(&others.container, vec!["x".to_owned()]),
         );
         assert_eq!(told(&bench, &others), before, "not its endpoint");
+        // A name that another host's container has, on whatever network.
+        let holders = &mut bench.manager.state.names;
+        holders.insert(mine.container.clone(), id(2));
+        say(&mut bench, &mine, good);
+        assert_eq!(told(&bench, &mine), None);
+        let wish = Wish {
+            network: "blue",
+            container: mine.container,
+            ips: &[],
+            mac: None,
+            joining: None,
+        };
+        let refused = bench.manager.allocate(wish, id(1), NOW);
+        let refused = refused.expect_err("the name is another host's");
+        assert!(refused.contains("already in use on host"), "{refused}");
         bench.manager.handle_timeout(NOW);
     }
 }

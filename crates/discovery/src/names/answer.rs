@@ -17,6 +17,8 @@ const PLAIN_MAX: usize = 512;
 /// The longest answer over UDP, whatever a query says that it takes. Nothing longer than this is sent to a container that wants to be
 /// flooded, and nothing is fragmented: it passes the loopback interface alone.
 const UDP_MAX: usize = 4096;
+/// The shortest record: a pointer to its name, type, class, TTL, length, an IPv4 address (RFC 1035 §4.1.3).
+const RECORD_MIN: usize = 16;
 /// The response codes of RFC 1035 §4.1.1 that another server may mend.
 const SERVER_FAILURE: u8 = 2;
 const REFUSED: u8 = 5;
@@ -87,7 +89,10 @@ pub fn answer(
     let name = question.name().to_ascii();
     let name = name.strip_suffix('.').unwrap_or(&name);
     match zones.lookup(networks, name, kind) {
-        Some(found) => Reply::Answer(bytes(found_response(&message, &question, found), limit)),
+        Some(found) => Reply::Answer(bytes(
+            found_response(&message, &question, found, limit),
+            limit,
+        )),
         None if keep_single && !name.is_empty() && !name.contains('.') => {
             Reply::Answer(bytes(response(&message, ResponseCode::NXDomain), limit))
         }
@@ -197,7 +202,7 @@ fn response(query: &Message, code: ResponseCode) -> Message {
     response
 }
 
-fn found_response(query: &Message, question: &Query, found: Found) -> Message {
+fn found_response(query: &Message, question: &Query, mut found: Found, limit: usize) -> Message {
     let code = if found.absent {
         ResponseCode::NXDomain
     } else {
@@ -205,6 +210,10 @@ fn found_response(query: &Message, question: &Query, found: Found) -> Message {
     };
     let mut response = response(query, code);
     let owner = question.name();
+    // What cannot fit is not written first.
+    let most = limit / RECORD_MIN;
+    response.metadata.truncation |= found.answers.len() > most;
+    found.answers.truncate(most);
     for answer in found.answers {
         match answer {
             Answer::Address(ip) => response.answers.push(address(owner.clone(), found.ttl, ip)),

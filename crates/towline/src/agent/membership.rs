@@ -126,7 +126,7 @@ impl Parts {
         Ok(Member {
             follower: Arc::new(Follower::new(self.host.id, Arc::clone(&self.datapath))),
             services: Services::new(agent.netns.clone()),
-            names: Names::new(agent.netns.clone()),
+            names: Names::new(agent.netns.clone(), agent.config.resolv_conf.clone()),
             port: PortKeeper::new(self.settled.port),
             settled: self.settled,
             host: self.host,
@@ -186,7 +186,7 @@ impl Member {
         Ok(Self {
             follower: Arc::new(Follower::new(host.id, Arc::clone(&datapath))),
             services: Services::new(agent.netns.clone()),
-            names: Names::new(agent.netns.clone()),
+            names: Names::new(agent.netns.clone(), agent.config.resolv_conf.clone()),
             port: PortKeeper::new(settled.port),
             settled,
             host,

@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+/// Where programs look for them, in a container and on a host.
+pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// Servers, search list and options.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Dns {

@@ -140,6 +140,8 @@ pub(super) fn disconnect(
     // The rules first: nothing is led to a place that goes.
     changed(agent, &member, &spec.name);
     gateway::settle(agent, &member, &netns, &spec)?;
+    // Before what may fail: who has no way out asks nobody outside.
+    member.names.refresh(agent, &spec.name);
     for record in &going {
         discard(agent, &member, &netns, record)?;
     }

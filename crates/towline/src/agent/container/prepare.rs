@@ -159,6 +159,12 @@ fn check_names(request: &mut Prepare) -> anyhow::Result<()> {
         );
     }
     request.aliases = name::aliases(&request.aliases)?;
+    if request.dns.servers.contains(&names::ADDRESS.into()) {
+        bail!(
+            "--dns {0}: that is where containers ask the agent, which would ask itself; give the server that it is to ask",
+            names::ADDRESS
+        );
+    }
     for domain in &request.dns.search {
         if domain.is_empty() || domain.len() > 253 || !domain.bytes().all(|b| b.is_ascii_graphic())
         {
@@ -352,7 +358,7 @@ fn make(
     agent.volumes.make_all(spec)?;
     warnings.extend(mounts::warning(&spec.mounts));
     if member.control.static_tables().is_none() {
-        let own = names::mounts(folder.path(), spec, &records)?;
+        let own = names::mounts(folder.path(), &agent.config.resolv_conf, spec, &records)?;
         spec.mounts.extend(own);
         crate::shim::mount::in_order(&mut spec.mounts);
     }

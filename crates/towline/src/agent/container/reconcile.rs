@@ -11,6 +11,7 @@ use vtep::Vni;
 
 use super::prepare::port_spec;
 use super::{Agent, clear, gateway, held, mount_points, places, publish};
+use crate::agent::Member;
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::shim::folder::{Folder, Phase, Spec};
 
@@ -154,7 +155,9 @@ pub(super) fn serve(agent: &Agent, spec: &Spec, started: bool) -> anyhow::Result
         if started {
             member.services.started(&spec.name);
         }
-        return places::finish(agent, &member, &netns, spec);
+        places::finish(agent, &member, &netns, spec)?;
+        answer_names(agent, &member, &netns, spec);
+        return Ok(());
     }
     let records: Vec<EndpointRecord> = agent
         .state
@@ -190,13 +193,18 @@ pub(super) fn serve(agent: &Agent, spec: &Spec, started: bool) -> anyhow::Result
     gateway::settle(agent, &member, &netns, spec)?;
     held(&agent.containers.served).insert(spec.name.clone());
     member.services.found(&spec.name, started);
+    answer_names(agent, &member, &netns, spec);
+    tracing::info!("took up container {} again", spec.name);
+    Ok(())
+}
+
+/// Serves a container's questions, on its networks as they are now; tried again at the next look.
+fn answer_names(agent: &Agent, member: &Member, netns: &Netns, spec: &Spec) {
     if member.control.static_tables().is_none()
-        && let Err(error) = member.names.container(agent, &netns, spec)
+        && let Err(error) = member.names.container(agent, netns, spec)
     {
         tracing::warn!("container {}: names are not answered: {error:#}", spec.name);
     }
-    tracing::info!("took up container {} again", spec.name);
-    Ok(())
 }
 
 /// Frees what the manager counts as this host's and no container has: an agent was killed between the manager's

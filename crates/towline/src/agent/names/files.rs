@@ -11,23 +11,24 @@ use anyhow::Context as _;
 
 use super::{ADDRESS, upstream};
 use crate::agent::state::EndpointRecord;
-use crate::shim::dns::Dns;
+use crate::shim::dns::{Dns, RESOLV_CONF};
 use crate::shim::folder::Spec;
 use crate::shim::mount::{Mount, Source};
 
-/// Makes the files in a container's folder, and says where they are to be seen: but where its user has put something else.
+/// Makes the files in a container's folder, after the host's own `resolv.conf`, and says where they are to be seen: but where its user has put something else.
 ///
 /// # Errors
 /// Names the file that can't be written.
 pub(crate) fn mounts(
     folder: &Path,
+    of_host: &Path,
     spec: &Spec,
     records: &[EndpointRecord],
 ) -> anyhow::Result<Vec<Mount>> {
     let files = [
         (
-            upstream::RESOLV_CONF,
-            resolv_conf(&spec.dns, &upstream::host()),
+            RESOLV_CONF,
+            resolv_conf(&spec.dns, &upstream::host(of_host)),
         ),
         ("/etc/hosts", hosts(spec, records)),
     ];

@@ -19,6 +19,7 @@ mod upstream;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -42,9 +43,12 @@ pub(super) use files::mounts;
 pub(super) use resolve::resolve;
 
 /// Where containers ask.
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// Questions that a container may wait for at a time, above which more are refused.
 const IN_FLIGHT: usize = 1024;
+/// Those that it may wait for while half of [`IN_FLIGHT_OF_ALL`] are waited for: so that a few that ask for what nobody answers take
+/// nothing from all others.
+const IN_FLIGHT_CROWDED: usize = 64;
 /// The same of all containers together: each holds a socket.
 const IN_FLIGHT_OF_ALL: usize = 4096;
 /// Bytes that wait to be read: thousands of questions, while others have the processor.
@@ -108,13 +112,13 @@ impl Drop for Serving {
 }
 
 impl Names {
-    /// For the host in this namespace. Nothing runs before the first container.
-    pub(super) fn new(host: Netns) -> Self {
+    /// For the host in this namespace, with its `resolv.conf`. Nothing runs before the first container.
+    pub(super) fn new(host: Netns, resolv_conf: PathBuf) -> Self {
         let shared = Shared {
             zones: RwLock::default(),
             counters: Counters::default(),
             host,
-            upstreams: upstream::HostServers::default(),
+            upstreams: upstream::HostServers::new(resolv_conf),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_OF_ALL)),
         };
         Self {
@@ -184,8 +188,11 @@ impl Names {
         let serving = server::serve(Arc::clone(&self.shared), Arc::clone(&asker), udp, tcp);
         let task = runtime.spawn(serving).abort_handle();
         drop(slot);
-        lock(&self.containers).insert(spec.name.clone(), Serving { asker, task });
-        redirect::put(netns, udp_port, tcp_port)
+        // Not served before questions come: who looks again tries again.
+        let serving = Serving { asker, task };
+        redirect::put(netns, udp_port, tcp_port)?;
+        lock(&self.containers).insert(spec.name.clone(), serving);
+        Ok(())
     }
 
     /// A container's places may have changed; false: it is not served.
@@ -293,6 +300,7 @@ fn open(netns: &Netns) -> anyhow::Result<(UdpSocket, TcpListener)> {
         // Above what the host allows everybody; without the right to it, that must do.
         if rustix::net::sockopt::set_socket_recv_buffer_size_force(&udp, RECEIVE_BUFFER).is_err() {
             udp.set_recv_buffer_size(RECEIVE_BUFFER)?;
+            tracing::debug!("names: the receive buffer is what this host allows everybody");
         }
         let tcp = socket(Type::STREAM, Protocol::TCP)?;
         tcp.listen(128)?;

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::{Asker, Shared, upstream};
+use super::{Asker, IN_FLIGHT, IN_FLIGHT_CROWDED, IN_FLIGHT_OF_ALL, Shared, upstream};
 
 /// The longest question: one name, and what EDNS adds.
 const QUERY_MAX: usize = 4096;
@@ -192,6 +192,12 @@ impl Shared {
             }
             Reply::Nothing => Decision::Nothing,
             Reply::Forward { limit } => {
+                let waiting = IN_FLIGHT - asker.in_flight.available_permits();
+                let crowded = self.in_flight.available_permits() < IN_FLIGHT_OF_ALL / 2;
+                if crowded && waiting >= IN_FLIGHT_CROWDED {
+                    counters.refused.fetch_add(1, Ordering::Relaxed);
+                    return Decision::Say(failure(query, ResponseCode::Refused));
+                }
                 let own = Arc::clone(&asker.in_flight).try_acquire_owned();
                 let of_all = Arc::clone(&self.in_flight).try_acquire_owned();
                 let (Ok(own), Ok(of_all)) = (own, of_all) else {

@@ -5,8 +5,10 @@
 //! host's namespace, but never for a container that has no way out.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,22 +29,32 @@ const SERVERS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// How long the host's file is taken as it was read.
 const FRESH: Duration = Duration::from_secs(1);
+/// So much of it.
+const FILE_MAX: u64 = 1 << 16;
 /// The longest answer.
 const ANSWER_MAX: usize = 65_535;
-/// The host's file.
-pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
-
 /// What the host's file says, read again when it is a second old.
-#[derive(Debug, Default)]
-pub(super) struct HostServers(Mutex<Option<(Instant, Arc<Dns>)>>);
+#[derive(Debug)]
+pub(super) struct HostServers {
+    file: PathBuf,
+    read: Mutex<Option<(Instant, Arc<Dns>)>>,
+}
 
 impl HostServers {
+    /// Nothing is read before somebody asks.
+    pub(super) fn new(file: PathBuf) -> Self {
+        Self {
+            file,
+            read: Mutex::default(),
+        }
+    }
+
     fn servers(&self) -> Arc<Dns> {
-        let mut read = lock(&self.0);
+        let mut read = lock(&self.read);
         match &*read {
             Some((at, dns)) if at.elapsed() < FRESH => Arc::clone(dns),
             _ => {
-                let dns = Arc::new(host());
+                let dns = Arc::new(host(&self.file));
                 *read = Some((Instant::now(), Arc::clone(&dns)));
                 dns
             }
@@ -56,8 +68,19 @@ impl HostServers {
 }
 
 /// What the host's file says; nothing where there is none.
-pub(super) fn host() -> Dns {
-    let text = fs::read(RESOLV_CONF).unwrap_or_default();
+pub(super) fn host(file: &Path) -> Dns {
+    let mut text = Vec::new();
+    // A pipe in its place does not make anybody wait, nor one without an end.
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(file);
+    if let Ok(opened) = opened
+        && opened.metadata().is_ok_and(|metadata| metadata.is_file())
+    {
+        // What can't be read to its end is taken as far as it goes.
+        let _ = opened.take(FILE_MAX).read_to_end(&mut text);
+    }
     parse(&String::from_utf8_lossy(&text))
 }
 
@@ -141,9 +164,14 @@ async fn by_udp(netns: &Netns, server: SocketAddr, query: &[u8]) -> io::Result<V
     socket.connect(&server.into())?;
     let socket = UdpSocket::from_std(socket.into())?;
     socket.send(query).await?;
-    let mut buffer = vec![0; ANSWER_MAX];
     loop {
-        let length = socket.recv(&mut buffer).await?;
+        // Thousands may wait: memory for an answer only when there is one.
+        socket.readable().await?;
+        let mut buffer = vec![0; ANSWER_MAX];
+        let length = match socket.try_recv(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            received => received?,
+        };
         if answers(query, &buffer[..length]) {
             buffer.truncate(length);
             return Ok(buffer);

@@ -239,6 +239,7 @@ fn times(stat: &Stat) -> io::Result<Timestamps> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{fgetxattr, fsetxattr};
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
@@ -279,8 +280,18 @@ mod tests {
         old.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000))
             .expect("a time");
 
+        // Where the filesystem has none, there is none to copy.
+        let named = File::open(at("sub/file")).expect("a file");
+        let kept = fsetxattr(&named, c"user.kept", b"so", XattrFlags::empty()).is_ok();
+
         copied(from.path(), to.path()).expect("copied");
         let now = |path: &str| to.path().join(path);
+        if kept {
+            let copy = File::open(now("sub/file")).expect("there");
+            let mut value = [0; 8];
+            let length = fgetxattr(&copy, c"user.kept", &mut value);
+            assert_eq!(length.map(|length| &value[..length]), Ok(&b"so"[..]));
+        }
         let file = fs::metadata(now("sub/file")).expect("there");
         assert_eq!(
             (file.len(), file.mode() & 0o7777, file.mtime()),
