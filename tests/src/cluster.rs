@@ -19,6 +19,7 @@ use netns::{Netlink, Netns, Route};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::mounts::OwnEtc;
 use crate::{TestNetns, require_root, towline_bin, try_sh, unique, wait_until};
 
 /// How long an agent may take to answer, on a busy machine.
@@ -45,6 +46,8 @@ pub struct Host {
     agent_options: Vec<String>,
     /// Where the agent finds programs; none: where this test does.
     path: Option<PathBuf>,
+    /// An `/etc` of its own; none: this machine's.
+    etc: Option<OwnEtc>,
     folder: TempDir,
 }
 
@@ -151,6 +154,7 @@ impl Host {
                 .map(|&option| option.to_owned())
                 .collect(),
             path: None,
+            etc: None,
             folder: tempfile::Builder::new()
                 .prefix("towline-test-")
                 .tempdir()
@@ -183,7 +187,7 @@ impl Host {
             .append(true)
             .open(self.folder.path().join("agent.log"))
             .expect("a log in the host's folder");
-        let mut command = Command::new(towline_bin());
+        let mut command = self.program();
         command
             .arg("agent")
             .args(["--name", &self.name])
@@ -222,6 +226,28 @@ impl Host {
     /// The next agent finds programs in this folder alone.
     pub fn set_path(&mut self, folder: &std::path::Path) {
         self.path = Some(folder.to_owned());
+    }
+
+    /// The host has an `/etc` of its own from now on: the next agent, and all commands.
+    pub fn set_etc(&mut self, etc: OwnEtc) {
+        self.etc = Some(etc);
+    }
+
+    /// The host's own `/etc`, as its programs see it.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn etc(&self) -> &OwnEtc {
+        self.etc.as_ref().expect("the host has an /etc of its own")
+    }
+
+    /// `towline`, where the host's programs run.
+    fn program(&self) -> Command {
+        match &self.etc {
+            Some(etc) => etc.command(towline_bin()),
+            None => Command::new(towline_bin()),
+        }
     }
 
     /// Kills the agent with SIGKILL and waits until it is gone.
@@ -310,7 +336,7 @@ impl Host {
     /// The command `towline ARGS` on this host, ready to be started; words of `args` are split at spaces.
     #[must_use]
     pub fn command(&self, args: &str) -> Command {
-        let mut command = Command::new(towline_bin());
+        let mut command = self.program();
         command
             .args(args.split_whitespace())
             .env("TOWLINE_SOCKET", self.socket());

@@ -16,6 +16,7 @@ pub mod dns;
 pub mod frames;
 pub mod lab;
 pub mod member;
+pub mod mounts;
 pub mod ovs;
 pub mod packet;
 pub mod raw;

@@ -8,6 +8,8 @@
 //! made here, because only here can it be seen.
 #![allow(unsafe_code)]
 
+mod lost;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -20,6 +22,8 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
 };
 use serde::{Deserialize, Serialize};
+
+pub(crate) use lost::put_back;
 
 /// One thing that a container finds at a place of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,14 +97,18 @@ pub(super) fn all(mounts: &[Mount]) -> anyhow::Result<()> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     for (index, (mount, tree)) in mounts.iter().zip(trees).enumerate() {
         // In order, so whatever it is inside of is mounted by now.
-        let nested = mounts
-            .iter()
-            .take(index)
-            .any(|outer| mount.is_within(outer));
-        attach(mount, &tree, nested)
+        attach(mount, &tree, is_nested(mounts, index))
             .with_context(|| format!("can't mount at {}", mount.target.display()))?;
     }
     Ok(())
+}
+
+/// Whether the place of this mount, of several in order, is inside that of one before it.
+fn is_nested(mounts: &[Mount], index: usize) -> bool {
+    let mut outer = mounts.iter().take(index);
+    mounts
+        .get(index)
+        .is_some_and(|mount| outer.any(|outer| mount.is_within(outer)))
 }
 
 /// A copy of what is to be mounted, at no place yet.

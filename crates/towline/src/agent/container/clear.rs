@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use netns::{Netlink, Netns};
 use vtep::fdb::PortId;
 
-use super::{Agent, Drain, gateway, held, host_interface, is_running, mount_points};
+use super::{Agent, Drain, gateway, held, host_interface, is_running, lost_mounts, mount_points};
 use crate::agent::state::EndpointRecord;
 use crate::agent::{Member, volumes};
 use crate::shim::EXIT_SIGNAL;
@@ -207,6 +207,7 @@ fn release(agent: &Arc<Agent>, spec: &Spec) -> anyhow::Result<()> {
         }
     };
     attempt("processes", kill_inside(spec));
+    lost_mounts::forget(agent, &spec.name);
     // Without a membership there is nothing to detach from: `leave` took it away.
     if let Ok(member) = agent.member() {
         member.services.gone(&spec.name);

@@ -15,6 +15,7 @@ mod clear;
 mod drain;
 mod gateway;
 mod list;
+mod lost_mounts;
 mod mount_points;
 mod mounts;
 mod name;
@@ -56,6 +57,8 @@ pub(crate) struct Containers {
     unsent: Mutex<Vec<control::Request>>,
     /// One at a time makes or removes mount points on the host.
     mount_points: Mutex<()>,
+    /// Where their mounts stand.
+    lost_mounts: lost_mounts::Places,
 }
 
 impl Containers {
@@ -72,6 +75,7 @@ impl Containers {
             served: Mutex::default(),
             unsent: Mutex::default(),
             mount_points: Mutex::default(),
+            lost_mounts: lost_mounts::Places::new(),
         })
     }
 

@@ -10,7 +10,7 @@ use netns::Netns;
 use vtep::Vni;
 
 use super::prepare::port_spec;
-use super::{Agent, clear, gateway, held, mount_points, places, publish};
+use super::{Agent, clear, gateway, held, lost_mounts, mount_points, places, publish};
 use crate::agent::Member;
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
 use crate::shim::folder::{Folder, Phase, Spec};
@@ -27,6 +27,7 @@ pub(crate) fn start(agent: &Arc<Agent>) {
     {
         tracing::warn!("ports of containers that are gone may still be open: {error}");
     }
+    lost_mounts::start(agent);
     let watching = Arc::clone(agent);
     let spawned = std::thread::Builder::new()
         .name("containers".into())
@@ -117,8 +118,12 @@ fn look_at_ready(agent: &Arc<Agent>, folder: &Folder, spec: &mut Spec) -> anyhow
                 .containers
                 .watcher
                 .watch(&spec.name, shim.pid, pidfd)?;
-            let started = running.is_some_and(|running| running.command.is_some());
-            return serve(agent, spec, started);
+            let command = running.and_then(|running| running.command);
+            serve(agent, spec, command.is_some())?;
+            if let Some(command) = command {
+                lost_mounts::look(agent, spec, &command);
+            }
+            return Ok(());
         }
     } else if watch_client(agent, spec) {
         // It is about to start the shim.
