@@ -7,6 +7,9 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -231,6 +234,11 @@ fn booting(lab: &Lab) -> (Child, Value) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    (up, noted(lab))
+}
+
+/// What the lab has written down of its guest h1, once it has.
+fn noted(lab: &Lab) -> Value {
     let noted = lab.folder().join("h1/machine.json");
     let mut machine = None;
     wait_until("the guest has started", LIMIT, || {
@@ -238,7 +246,113 @@ fn booting(lab: &Lab) -> (Child, Value) {
         machine = serde_json::from_slice(&text).ok();
         machine.is_some()
     });
-    (up, machine.unwrap())
+    machine.unwrap()
+}
+
+/// The process of a guest.
+fn qemu(noted: &Value) -> Pid {
+    let pid = noted["process"]["pid"].as_i64().unwrap();
+    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}
+
+/// `scripts/vm`, of this lab and with the images that are there, in a group of processes as a terminal would make one.
+fn script(lab: &Lab, words: &str) -> Command {
+    let image = image();
+    let build = Path::new(&image).ancestors().nth(2).unwrap();
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
+    let mut command = Command::new(scripts.join("vm"));
+    command
+        .args(words.split(' '))
+        .env("TOWLINE_VM_NAME", &lab.name)
+        .env("TOWLINE_BIN", towline_bin())
+        .env("CARGO_TARGET_DIR", build)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    command
+}
+
+/// The same at `up`, once its guest runs: what runs, and the guest's process.
+fn coming_up(lab: &Lab) -> (Child, Pid) {
+    let up = script(lab, "up --hosts 1 --containers 0 --accelerator tcg")
+        .spawn()
+        .unwrap();
+    (up, qemu(&noted(lab)))
+}
+
+fn end(child: Child, signal: Signal) -> String {
+    let group = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process_group(group, signal).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    assert_eq!(output.stdout, b"", "no matrix is shown");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn is_gone(process: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    stat.map_or(true, |stat| stat.contains(") Z "))
+}
+
+/// Ctrl-C takes back what is half made. What a killed run leaves is said by each verb, and goes with the next `up` or `down`.
+#[test]
+#[ignore = "needs QEMU and an image: scripts/test vm"]
+fn a_run_that_was_ended_half_way_leaves_nothing_for_good() {
+    let lab = Lab::new();
+    let (up, _) = coming_up(&lab);
+    let said = end(up, Signal::INT);
+    assert!(said.contains("interrupted"), "{said}");
+    lab.assert_gone();
+
+    let (up, orphan) = coming_up(&lab);
+    end(up, Signal::KILL);
+    assert!(!is_gone(orphan), "a guest does not end by itself");
+    for verb in ["status", "ping", "exec h1 -- true", "console h1"] {
+        let output = script(&lab, verb).output().unwrap();
+        let line = one_line(&output, 1);
+        for part in ["was killed", "lab up", "lab down"] {
+            assert!(line.contains(part), "{verb}: {line}");
+        }
+    }
+    std::fs::remove_file(lab.folder().join("h1/machine.json")).unwrap();
+    let (up, next) = coming_up(&lab);
+    assert!(is_gone(orphan), "the guest of the run before is gone");
+    let said = end(up, Signal::KILL);
+    assert!(
+        said.contains("left half made") && said.contains("taken away"),
+        "{said}"
+    );
+    let output = script(&lab, "down").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && said.contains("left half made"),
+        "{said}"
+    );
+    assert!(is_gone(next));
+    lab.assert_gone();
+
+    // Killed while it looks whether a guest boots with KVM, where there is such a device: that guest is found too.
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["vmlinuz", "initrd"] {
+        symlink(Path::new(&image()).join(file), folder.path().join(file)).unwrap();
+    }
+    let options = format!("--hosts 1 --vms 1 --image {}", folder.path().display());
+    let mut up = lab.command("up", &options);
+    let up = up
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    wait_until("a guest has started", LIMIT, || {
+        lab.folder().join("kvm-probe.log").exists() || lab.folder().join("h1/machine.json").exists()
+    });
+    let group = Pid::from_raw(i32::try_from(up.id()).unwrap()).unwrap();
+    rustix::process::kill_process(group, Signal::KILL).unwrap();
+    up.wait_with_output().unwrap();
+    lab.done("down", "");
+    lab.assert_gone();
 }
 
 /// A guest that ends is told of by name, with the end of its console; one that can't boot takes the whole lab with it.
@@ -263,10 +377,8 @@ fn a_dead_machine_is_told_of_with_the_end_of_its_console() {
     }
     lab.assert_gone();
 
-    let (up, qemu) = booting(&lab);
-    let pid = qemu["process"]["pid"].as_i64().unwrap();
-    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    let (up, machine) = booting(&lab);
+    rustix::process::kill_process(qemu(&machine), Signal::KILL).unwrap();
     let line = one_line(&up.wait_with_output().unwrap(), 1);
     assert!(line.contains("has died"), "{line}");
     assert!(line.contains("its console"), "{line}");

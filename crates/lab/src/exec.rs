@@ -43,6 +43,8 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
         && settings.vms > 0
         && let Some(spot) = guest(&lab, &folder, &settings, &in_full(&lab, &args.target))?
     {
+        // A guest that is not ready takes no commands.
+        folder.open()?;
         return relay(&spot, &args.command);
     }
     let containers = folder.containers();

@@ -119,9 +119,15 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args)?,
         Command::Exec(args) => return exec::run(&args),
         Command::Down(args) => {
+            let half_made = state::Folder::of(&args.name).is_half_made();
             if !down::run(&args.name)? {
                 require_rights("lab down", &args.name)?;
                 eprintln!("towline: there is nothing of lab '{}'", args.name);
+            } else if half_made {
+                eprintln!(
+                    "towline: lab '{}' was left half made; what there was of it is taken away",
+                    args.name
+                );
             }
         }
         Command::Load(command) => load::run(&command)?,
@@ -142,11 +148,15 @@ fn require_root(command: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails early without the rights to work on this lab: root's, but where all its hosts are virtual machines of the caller.
+/// Fails early without the rights to work on this lab: root's, but where all its hosts are virtual machines of the caller, or
+/// were to be.
 fn require_rights(command: &str, lab: &name::LabName) -> anyhow::Result<()> {
-    let own = state::Folder::of(lab).read();
+    let own = state::Folder::of(lab);
     let allowed = rustix::process::geteuid().is_root()
-        || own.is_some_and(|state| state.settings.only_machines());
+        || own.is_half_made()
+        || own
+            .read()
+            .is_some_and(|state| state.settings.only_machines());
     if !allowed {
         bail!(
             "'towline {command}' finds no lab '{lab}' of yours, and labs with hosts in network namespaces need root: run it with sudo"

@@ -172,11 +172,8 @@ impl Folder {
     pub(crate) fn open(&self) -> anyhow::Result<State> {
         match self.read() {
             Some(state) if state.complete => Ok(state),
-            Some(_) => bail!(
-                "lab '{0}' is not complete: 'towline lab down --name {0}' takes away what there is of it",
-                self.lab
-            ),
-            None => bail!(
+            _ if self.is_half_made() => bail!("{}", self.half_made()),
+            _ => bail!(
                 "there is no lab '{0}': 'towline lab up --name {0}' makes it{1}",
                 self.lab,
                 others()
@@ -184,6 +181,28 @@ impl Folder {
                     .unwrap_or_default()
             ),
         }
+    }
+
+    /// Whether there is something in it, but no lab that `lab up` has made to its end.
+    pub(crate) fn is_half_made(&self) -> bool {
+        let complete = match fs::read(self.path.join("lab.json")) {
+            // What can't be read may be a lab that stands.
+            Ok(text) => serde_json::from_slice::<State>(&text).map_or(true, |state| state.complete),
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        };
+        !complete && !self.is_empty()
+    }
+
+    /// Why it is half made: somebody is at it, or was killed.
+    fn half_made(&self) -> String {
+        let lab = &self.lab;
+        if self.lock().is_err() {
+            return format!("lab '{lab}' is not complete: another 'towline lab' is at work on it");
+        }
+        format!(
+            "lab '{lab}' is not complete, since what made it was killed: 'towline lab up --name {lab}' begins again, \
+             'towline lab down --name {lab}' takes away what there is of it"
+        )
     }
 
     /// Writes it down; a reader sees the old or the new, never half.
@@ -314,15 +333,27 @@ mod tests {
                 .open()
                 .unwrap_err()
                 .to_string()
-                .contains("not complete")
+                .contains("was killed")
         );
+        assert!(folder.is_half_made());
+        let lock = folder.lock().unwrap();
+        let error = folder.open().unwrap_err().to_string();
+        assert!(error.contains("at work on it"), "{error}");
+        drop(lock);
         state.complete = true;
         folder.write(&state).unwrap();
+        assert!(!folder.is_half_made());
         let read = folder.open().unwrap();
         assert_eq!(read.settings, settings);
         assert_eq!(read.agents, state.agents);
         fs::write(folder.path.join("lab.json"), "{ torn").unwrap();
-        assert!(folder.read().is_none());
+        assert!(folder.read().is_none() && !folder.is_half_made());
+        // Killed before it had written anything down.
+        fs::remove_file(folder.path.join("lab.json")).unwrap();
+        assert!(!folder.is_half_made());
+        folder.host(Kind::Host, 1).unwrap();
+        let error = folder.open().unwrap_err().to_string();
+        assert!(error.contains("was killed"), "{error}");
     }
 
     #[test]

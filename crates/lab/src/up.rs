@@ -1,6 +1,7 @@
 //! `towline lab up`: hosts, agents, a cluster, a network, containers; all of it or nothing.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -82,8 +83,7 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let subnet = check(args)?;
     interrupt::catch()?;
     let folder = Folder::of(lab);
-    folder.create()?;
-    let _lock = folder.lock()?;
+    let _lock = vacate(lab, &folder)?;
     let machines = check_vacant(lab, &folder).and_then(|()| machines(args, &folder));
     let machines = match machines {
         Ok(machines) => machines,
@@ -195,6 +195,25 @@ fn subnet_for(containers: u128, wanted: Option<IpNet>) -> anyhow::Result<IpNet> 
         );
     }
     Ok(subnet)
+}
+
+/// Takes the lab's folder for itself. What is in it of a run that was killed half-way goes first: processes, namespaces, files.
+fn vacate(lab: &LabName, folder: &Folder) -> anyhow::Result<File> {
+    folder.create()?;
+    let lock = folder.lock()?;
+    if !folder.is_half_made() {
+        return Ok(lock);
+    }
+    down::take_down(lab, folder).with_context(|| {
+        format!("lab '{lab}' was left half made, and can't be taken away: run 'towline lab down --name {lab}'")
+    })?;
+    eprintln!(
+        "towline: lab '{lab}' was left half made by a run that was killed; what there was of it is taken away"
+    );
+    // The folder that was locked is gone.
+    drop(lock);
+    folder.create()?;
+    folder.lock()
 }
 
 /// Refuses while anything of an earlier lab, or of somebody else under its names, is there.

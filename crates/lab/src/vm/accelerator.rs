@@ -12,7 +12,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::image::Image;
-use super::machine::QEMU;
+use super::machine::{QEMU, quoted};
 use crate::interrupt;
 
 /// How long the first line of a kernel takes under KVM, many times over.
@@ -142,8 +142,10 @@ fn boots(image: &Image, folder: &Path) -> anyhow::Result<Result<(), String>> {
         .arg("-initrd")
         .arg(image.files())
         .args(["-append", "console=ttyS0 panic=-1 towline.probe=yes"])
-        .arg("-serial")
-        .arg(format!("file:{}", log.display()))
+        // By this path `lab down` finds it, if this process is killed meanwhile.
+        .arg("-chardev")
+        .arg(format!("file,id=console,path={}", quoted(&log)))
+        .args(["-serial", "chardev:console"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -90,6 +90,11 @@ mod tests {
         let error = choose_ports(Some(port - 1), 2).unwrap_err().to_string();
         assert!(error.contains(&format!("port {port} ")), "{error}");
         assert!(error.contains("--first-port"), "{error}");
+        // The underlay's own, which is the first.
+        let underlay = UdpSocket::bind((GROUP, 0)).unwrap();
+        let port = underlay.local_addr().unwrap().port();
+        let error = choose_ports(Some(port), 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("port {port} ")), "{error}");
         assert!(choose_ports(Some(65535), 2).is_err());
         let found = choose_ports(None, 2).unwrap();
         assert!(FIRST_PORTS.contains(&found));
