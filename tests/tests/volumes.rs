@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 use towline_tests::cluster::{Cluster, Host};
-use towline_tests::wait_until;
+use towline_tests::{sh, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -511,7 +512,7 @@ fn a_volume_that_was_half_filled_when_the_agent_was_killed_is_filled_again() {
     let name = cluster.container("c");
     let host = &mut cluster.hosts[0];
     let mut command = host.command(&format!("run --rm --name {name} -v data:{dst} -- true"));
-    command.stderr(std::process::Stdio::null());
+    command.stderr(Stdio::null());
     let mut client = host.netns.run(|| command.spawn()).unwrap().unwrap();
     let copying = host.state_dir().join("volumes/data/copying");
     wait_until("the copying has begun", LIMIT, || {
@@ -534,6 +535,82 @@ fn a_volume_that_was_half_filled_when_the_agent_was_killed_is_filled_again() {
     wait_until("the container that was not started is gone", LIMIT, || {
         host.json("ps -a --json").as_array().unwrap().is_empty()
     });
+}
+
+/// A volume that is filled with one file which takes a while, and the folder where the copy grows.
+fn filling(host: &Host, options: &str) -> (std::process::Child, std::path::PathBuf) {
+    let mut command = host.command(&format!("run {options} -- true"));
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let client = host.netns.run(|| command.spawn()).unwrap().unwrap();
+    let copying = host.state_dir().join("volumes/data/copying");
+    wait_until("the copying has begun", LIMIT, || {
+        fs::metadata(copying.join("long")).is_ok_and(|file| file.len() > 0)
+    });
+    (client, copying)
+}
+
+/// Filling with one long file ends with the wish for it, holds up nobody else, and is not taken for done.
+#[test]
+fn a_volume_that_is_being_filled_is_given_up_when_nobody_wants_it() {
+    let cluster = Cluster::joined(1, &[]);
+    let host = &cluster.hosts[0];
+    // In memory, and all holes: it costs nothing, and no filesystem shares its blocks with the volume's.
+    let place = tempfile::tempdir().unwrap();
+    let source = Mounted::tmpfs(place.path());
+    let long = fs::File::create(place.path().join("long")).unwrap();
+    long.set_len(8 << 30).unwrap();
+    let dst = place.path().display();
+    let (name, other) = (cluster.container("c"), cluster.container("d"));
+    let data = host.state_dir().join("volumes/data/_data");
+    let nothing_is_left = |copying: &Path| {
+        wait_until("the container and the copy are gone", LIMIT, || {
+            !copying.exists() && host.json("ps -a --json").as_array().unwrap().is_empty()
+        });
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 0);
+    };
+
+    // Ctrl-C.
+    let (mut client, copying) = filling(host, &format!("--name {name} -v data:{dst}"));
+    sh(&host.netns, &format!("kill -INT {}", client.id()));
+    assert_eq!(client.wait().unwrap().signal(), Some(2));
+    nothing_is_left(&copying);
+
+    // Killed.
+    let (mut client, copying) = filling(host, &format!("-d --name {name} -v data:{dst}"));
+    client.kill().unwrap();
+    client.wait().unwrap();
+    nothing_is_left(&copying);
+
+    // Removed, while another waits for the same volume and others don't.
+    let (client, copying) = filling(host, &format!("--name {name} -v data:{dst}"));
+    host.refused("volume rm data", 1, &["volume is in use"]);
+    host.ok("run --rm -v quick:/run/towline-test-quick -- true");
+    let mut waiting = host.command(&format!("run --name {other} -v data:{dst} -- true"));
+    waiting.stderr(Stdio::piped());
+    let waiting = host.netns.run(|| waiting.spawn()).unwrap().unwrap();
+    wait_until("another container waits", LIMIT, || {
+        host.json("ps -a --json").as_array().unwrap().len() == 2
+    });
+    host.ok(&format!("rm -f {other}"));
+    host.ok(&format!("rm -f {name}"));
+    for client in [client, waiting] {
+        let output = client.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{error}");
+        assert!(error.contains("was removed before its command"), "{error}");
+    }
+    nothing_is_left(&copying);
+
+    // Nothing of it counts: now it is filled.
+    long.set_len(5).unwrap();
+    let seen = prints(
+        host,
+        &format!("run --rm -v data:{dst}"),
+        &format!("stat -c %s {dst}/long"),
+    );
+    assert_eq!(seen, "5\n");
+    host.ok("volume rm data quick");
+    drop(source);
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(crate) enum Request {
     Abort {
         /// The container's name.
         name: String,
+        /// Its id: the name may be another's by now.
+        id: String,
     },
     /// From the shim: the command runs.
     Started {

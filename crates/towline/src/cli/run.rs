@@ -151,9 +151,6 @@ impl RefusedOptions {
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
     args.refused.check()?;
     let towline = |error: anyhow::Error| failure(EXIT_TOWLINE, format!("{error:#}"));
-    // Before anything is made: a signal that comes later is passed on, not obeyed.
-    let signals = Signals::new(FORWARDED.into_iter().chain([SIGCHLD]))
-        .map_err(|error| towline(error.into()))?;
     let mounts = mount::parse(&args.mount, &args.volume).map_err(|error| {
         // What is not built has an exit code of its own.
         if error.is::<Failure>() {
@@ -163,6 +160,10 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
         }
     })?;
     let prepared = prepare(&args, mounts, context).map_err(towline)?;
+    // From here on a signal is passed on. One before this ends this process: the agent sees that, stops filling volumes,
+    // and takes back what it has made.
+    let signals = Signals::new(FORWARDED.into_iter().chain([SIGCHLD]))
+        .map_err(|error| towline(error.into()))?;
     output::warnings(&prepared.warnings);
     match start(&args, context, &prepared, signals) {
         Ok(code) => Ok(code),
@@ -170,6 +171,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
             // When the agent is gone too, it clears away at its next start.
             let abort = Request::Abort {
                 name: prepared.name,
+                id: prepared.id,
             };
             let _ = context
                 .client()

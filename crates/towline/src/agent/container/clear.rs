@@ -38,12 +38,12 @@ pub(super) fn ended(agent: &Arc<Agent>, name: &str) -> anyhow::Result<()> {
     clear(agent, &folder, &mut spec)
 }
 
-/// The client says that the command could not be started.
-pub(super) fn aborted(agent: &Arc<Agent>, name: &str) -> anyhow::Result<()> {
+/// The command of this container could not be started. Another that has its name by now stays.
+pub(super) fn aborted(agent: &Arc<Agent>, name: &str, id: &str) -> anyhow::Result<()> {
     let folder = agent.containers.folder(name)?;
     let lock = agent.containers.lock(name);
     let _held = held(&lock);
-    let Some(mut spec) = folder.spec()? else {
+    let Some(mut spec) = folder.spec()?.filter(|spec| spec.id == id) else {
         return Ok(());
     };
     // Taken for as long as this lasts: a shim that comes late finds it taken and gives up.

@@ -172,8 +172,8 @@ pub(crate) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Res
             clear::ended(agent, &name)?;
             Response::Done
         }
-        Request::Abort { name } => {
-            clear::aborted(agent, &name)?;
+        Request::Abort { name, id } => {
+            clear::aborted(agent, &name, &id)?;
             Response::Done
         }
         Request::Locate { name } => Response::Located(list::locate(agent, &name)?),

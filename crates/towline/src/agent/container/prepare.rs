@@ -2,6 +2,7 @@
 //!
 //! What is about to exist is written down first. A step that fails takes back all before it.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +28,9 @@ const NAME_ATTEMPTS: usize = 16;
 /// How long the manager's table of a network may take before a container starts without it.
 const TABLE_LIMIT: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether a container that is being filled with files is still wanted.
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
+
 /// Makes a container that waits for its command.
 pub(super) fn prepare(agent: &Arc<Agent>, mut request: Prepare) -> anyhow::Result<Prepared> {
     check(&mut request)?;
@@ -37,19 +41,33 @@ pub(super) fn prepare(agent: &Arc<Agent>, mut request: Prepare) -> anyhow::Resul
         prepare_one(agent, &request, &client)?
     };
     // Last, and with nothing held: it may take long.
-    if let Err(error) = fill(agent, &prepared.name, &client) {
-        clear::aborted(agent, &prepared.name)?;
+    if let Err(error) = fill(agent, &prepared, &client) {
+        clear::aborted(agent, &prepared.name, &prepared.id)?;
         return Err(error);
     }
     Ok(prepared)
 }
 
-/// Fills the volumes that it is the first to have.
-fn fill(agent: &Agent, name: &str, client: &ProcessId) -> anyhow::Result<()> {
-    match agent.containers.folder(name)?.spec()? {
-        Some(spec) => agent.volumes.fill_all(&spec, &|| client.is_running()),
-        None => bail!("container {name} was removed before its command was started"),
-    }
+/// Fills the volumes that it is the first to have, while its client waits and nobody removes it.
+fn fill(agent: &Agent, prepared: &Prepared, client: &ProcessId) -> anyhow::Result<()> {
+    let (name, folder) = (&prepared.name, agent.containers.folder(&prepared.name)?);
+    let current = || {
+        let spec = folder.spec().ok().flatten();
+        spec.filter(|spec| spec.id == prepared.id && spec.phase == Phase::Ready)
+    };
+    let removed = || format!("container {name} was removed before its command was started");
+    let spec = current().with_context(removed)?;
+    let last_look = Cell::new(Instant::now());
+    let wanted = || {
+        if last_look.get().elapsed() < LOOK_PERIOD {
+            return true;
+        }
+        last_look.set(Instant::now());
+        client.is_running() && current().is_some()
+    };
+    let filled = agent.volumes.fill_all(&spec, &wanted);
+    current().with_context(removed)?;
+    filled
 }
 
 fn prepare_one(

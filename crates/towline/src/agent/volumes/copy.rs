@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,11 @@ const MAX_DEPTH: usize = 128;
 /// Largest extended attribute, and largest list of their names, in bytes (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const MAX_ATTRIBUTE: usize = 64 * 1024;
 
-/// Copies what is in `from` into `to`, which is empty, with the attributes of `from` itself; `wanted` is asked now and then.
+/// Bytes of a file that are copied before `wanted` is asked again: a second on a slow disk.
+const CHUNK: u64 = 8 << 20;
+
+/// Copies what is in `from` into `to`, which is empty, with the attributes of `from` itself; `wanted` is asked before each
+/// entry and within long files.
 ///
 /// # Errors
 /// Names the entry that can't be copied. What was copied before stays.
@@ -72,9 +76,7 @@ impl Copier<'_> {
             );
         }
         for name in names(from).with_context(|| path.display().to_string())? {
-            if !(self.wanted)() {
-                bail!("nobody waits for it any more");
-            }
+            ask(self.wanted)?;
             let entry = path.join(as_path(&name));
             self.entry(from, to, &name, &entry, depth)
                 .with_context(|| entry.display().to_string())?;
@@ -105,7 +107,7 @@ impl Copier<'_> {
             self.links.insert(stat.st_ino, path.to_owned());
         }
         match kind {
-            FileType::RegularFile => file(from, to, name)?,
+            FileType::RegularFile => file(from, to, name, self.wanted)?,
             FileType::Directory => {
                 rustix::fs::mkdirat(to, name, Mode::RWXU)?;
                 let inner_to = open(to, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
@@ -157,16 +159,31 @@ fn open(folder: &OwnedFd, name: &CString, flags: OFlags) -> Result<OwnedFd, Errn
     rustix::fs::openat(folder, name, flags, Mode::RUSR | Mode::WUSR)
 }
 
-fn file(from: &OwnedFd, to: &OwnedFd, name: &CString) -> anyhow::Result<()> {
+/// Fails once nobody waits for the copy.
+pub(super) fn ask(wanted: &dyn Fn() -> bool) -> anyhow::Result<()> {
+    if !wanted() {
+        bail!("nobody waits for it any more");
+    }
+    Ok(())
+}
+
+fn file(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    name: &CString,
+    wanted: &dyn Fn() -> bool,
+) -> anyhow::Result<()> {
     let from = open(from, name, OFlags::RDONLY)?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&from)?.st_mode);
     if kind != FileType::RegularFile {
         bail!("it was replaced while it was copied: try again");
     }
     let to = open(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-    let (mut from, mut to) = (File::from(from), File::from(to));
+    let (from, mut to) = (File::from(from), File::from(to));
     // By copy_file_range(2), where the filesystem has it without moving bytes.
-    io::copy(&mut from, &mut to)?;
+    while io::copy(&mut (&from).take(CHUNK), &mut to)? > 0 {
+        ask(wanted)?;
+    }
     Ok(attributes(&OwnedFd::from(from), &OwnedFd::from(to))?)
 }
 
@@ -343,5 +360,27 @@ mod tests {
         let error =
             tree(&opened(from.path()), &opened(to.path()), &|| false).expect_err("nobody waits");
         assert!(format!("{error:#}").contains("nobody waits"), "{error:#}");
+    }
+
+    #[test]
+    fn a_long_file_is_copied_whole_and_ends_when_nobody_waits() {
+        let folder = || tempfile::tempdir().expect("a folder");
+        let (from, to) = (folder(), folder());
+        let length = 2 * CHUNK + 3;
+        let long = File::create(from.path().join("long")).expect("a file");
+        long.set_len(length).expect("a long file, of holes");
+        std::os::unix::fs::FileExt::write_all_at(&long, b"end", length - 3).expect("written");
+        copied(from.path(), to.path()).expect("copied");
+        let copy = fs::read(to.path().join("long")).expect("there");
+        assert_eq!(copy.len() as u64, length);
+        assert!(copy.ends_with(b"\0end"));
+
+        // Until the first part of it is there.
+        let to = folder();
+        let asked = std::cell::Cell::new(0);
+        let wanted = || asked.replace(asked.get() + 1) == 0;
+        tree(&opened(from.path()), &opened(to.path()), &wanted).expect_err("nobody waits");
+        let begun = fs::metadata(to.path().join("long")).expect("there");
+        assert_eq!(begun.len(), CHUNK);
     }
 }

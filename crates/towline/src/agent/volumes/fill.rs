@@ -27,6 +27,8 @@ pub(super) fn fill(
     volumes: &Path,
     wanted: &dyn Fn() -> bool,
 ) -> anyhow::Result<()> {
+    // Another may have been filling it until now.
+    copy::ask(wanted)?;
     resume(folder)?;
     let is_empty = fs::read_dir(folder.join(DATA))?.next().is_none();
     if !is_empty || !target.is_dir() {
@@ -51,7 +53,8 @@ pub(super) fn fill(
         let to = rustix::fs::openat(CWD, &copying, flags, Mode::empty())?;
         copy::tree(&from, &to, wanted)?;
         rustix::fs::syncfs(&to)?;
-        Ok(())
+        // That may take long, and nothing ends it.
+        copy::ask(wanted)
     })();
     if let Err(error) = copied {
         remove(&copying)?;

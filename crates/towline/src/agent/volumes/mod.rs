@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A volume is there when its `volume.json` is. Who uses one stands in the containers' own folders, written before the
-//! volume is made; a volume is removed under the same lock under which it is made, after a look at them.
+//! volume is made; a volume is removed under the same lock under which it is made, after a look at them. Filling has a lock
+//! of its own: whoever makes a container that finds the volume there must not wait for it with all others behind.
 
 mod copy;
 mod fill;
@@ -44,8 +45,10 @@ const MAX_LABEL: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Volumes {
     dir: PathBuf,
-    /// One at a time makes, fills or removes a volume.
+    /// One at a time makes or removes a volume.
     locks: Locks,
+    /// One at a time fills it, which may take long. Who removes it waits for that; of both locks this is the inner.
+    filling: Locks,
 }
 
 /// What is kept of a volume beside its content.
@@ -67,6 +70,7 @@ impl Volumes {
         let volumes = Self {
             dir,
             locks: Locks::default(),
+            filling: Locks::default(),
         };
         for name in volumes.folders()? {
             let folder = volumes.dir.join(&name);
@@ -140,7 +144,7 @@ impl Volumes {
                 ..
             } = &mount.source
             {
-                let lock = self.locks.of(name);
+                let lock = self.filling.of(name);
                 let _held = container::held(&lock);
                 let folder = self.dir.join(name);
                 fill::fill(&folder, &mount.target, &self.dir, wanted).with_context(|| {
@@ -157,8 +161,11 @@ impl Volumes {
         self.dir.join(name).join(DATA)
     }
 
-    /// Takes a volume away: at once for those who look, then from the disk.
+    /// Takes a volume away that no container has any more: at once for those who look, then from the disk.
     fn remove(&self, name: &str) -> anyhow::Result<()> {
+        // Who fills it for a container that was removed gives up soon.
+        let lock = self.filling.of(name);
+        let _held = container::held(&lock);
         let folder = self.dir.join(name);
         let failed = || format!("can't remove the volume {name}");
         if let Some(place) = container::mounted()?
