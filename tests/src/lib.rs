@@ -21,6 +21,7 @@ pub mod ovs;
 pub mod packet;
 pub mod raw;
 pub mod service;
+pub mod web;
 pub mod wire;
 
 /// Fails the test when it doesn't run as root.

@@ -1,0 +1,200 @@
+//! Published ports on whole hosts: those that are refused, those of one host alone, and beside other rules of the host.
+//!
+//! ```text
+//!   client (192.0.2.254, the switch) ──▶ any host:8080 ──▶ any member, on any host
+//! ```
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use netns::Netns;
+use towline_tests::cluster::Cluster;
+use towline_tests::service::{ANSWER_LIMIT, Server, ask, shares};
+use towline_tests::web::{CHECKED, CLIENT, LIMIT, Web, at};
+use towline_tests::{sh, wait_until};
+
+#[test]
+fn ports_that_cannot_be_published_and_what_is_published_to_this_host_alone() {
+    // Conformance H19.
+    let mut web = Web::new(2, &[], CHECKED);
+    let [manager, other] = &web.cluster.hosts[..] else {
+        unreachable!("two hosts")
+    };
+    let create = "service create --network myoverlay --name";
+    manager.refused(
+        &format!("{create} two --publish 8080:80"),
+        1,
+        &["port '8080' is already in use by service 'web'"],
+    );
+    other.refused(&format!("{create} two --publish 0:80"), 1, &["0"]);
+    manager.refused(
+        &format!("{create} two --publish 8081:80/sctp"),
+        1,
+        &["sctp"],
+    );
+    manager.refused(
+        &format!("{create} two --publish 8081:80 --publish 8081:81"),
+        1,
+        &["duplicate published ports"],
+    );
+    manager.refused(
+        &format!("{create} two --replicas 2"),
+        2,
+        &["does not schedule"],
+    );
+    manager.refused("network rm myoverlay", 1, &["in use by service web"]);
+    manager.refused("network rm ingress", 1, &["cannot be removed", "web"]);
+    manager.refused("run --network ingress -- true", 125, &["ingress"]);
+    // A program of this host has it.
+    let taken = manager
+        .netns
+        .run(|| std::net::TcpListener::bind(("0.0.0.0", 8090)))
+        .unwrap()
+        .unwrap();
+    manager.refused(
+        &format!("{create} two --publish 8090:80"),
+        1,
+        &["8090", "another program"],
+    );
+    let id = other.ok(&format!("{create} two --publish 8090:80"));
+    wait_until("the manager's host says so", LIMIT, || {
+        let status = manager.json("status --json");
+        status["cluster"]["warnings"]
+            .to_string()
+            .contains("port 8090/tcp is published")
+    });
+    drop(taken);
+    other.ok(&format!("service rm {}", id.trim()));
+    // A container has it for its own.
+    let own = web.cluster.container("own");
+    let [manager, other] = &web.cluster.hosts[..] else {
+        unreachable!("two hosts")
+    };
+    manager.ok(&format!(
+        "run -d --name {own} --publish 8090:80 -- sleep infinity"
+    ));
+    let refused = format!("{create} two --publish 8090:80");
+    manager.refused(&refused, 1, &["port '8090' is already in use by", &own]);
+    let id = other.ok(&refused);
+    let warned = || {
+        let status = manager.json("status --json");
+        status["cluster"]["warnings"]
+            .to_string()
+            .contains(&format!("container {own} has it"))
+    };
+    wait_until("the manager's host says so", LIMIT, warned);
+    manager.ok(&format!("rm -f {own}"));
+    wait_until("it is the service's now", LIMIT, || !warned());
+    other.ok(&format!("service rm {}", id.trim()));
+    // To this host alone.
+    manager.ok("service update web --publish-add 127.0.0.1:9090:80 --publish-add [::1]:9090:80");
+    web.add(1, "m1");
+    web.wait_serving(&[0, 1], 1);
+    let host = web.cluster.hosts[0].address;
+    for at in ["127.0.0.1:9090", "[::1]:9090"] {
+        let target: SocketAddr = at.parse().unwrap();
+        wait_until("localhost answers", LIMIT, || {
+            let netns = &web.cluster.hosts[0].netns;
+            netns.run(|| ask(target, ANSWER_LIMIT)).unwrap().is_ok()
+        });
+    }
+    let from_outside = |target: SocketAddr| {
+        let answer = web
+            .client()
+            .run(|| ask(target, Duration::from_millis(500)))
+            .unwrap();
+        assert!(answer.is_err(), "{target}: {answer:?}");
+    };
+    for target in web.ports(0) {
+        from_outside(SocketAddr::new(target.ip(), 9090));
+    }
+    // Also not for a neighbour that routes 127.0.0.0/8 to the host.
+    netns::sysctl::set(web.client(), "net/ipv4/conf/all/route_localnet", "1").unwrap();
+    for command in [
+        "ip address del 127.0.0.1/8 dev lo".to_owned(),
+        format!("ip route add 127.0.0.1 via {host} dev br0 src 192.0.2.254"),
+    ] {
+        sh(web.client(), &command);
+    }
+    sh(web.client(), "ip route flush table local 127.0.0.0/8");
+    from_outside("127.0.0.1:9090".parse().unwrap());
+}
+
+#[test]
+fn a_container_has_a_port_of_its_own_host() {
+    let mut cluster = Cluster::joined(2, &[]);
+    let [one, two] = ["one", "two"].map(|name| cluster.container(name));
+    let run = |name: &str| format!("run -d --name {name} --publish 8088:80 -- sleep infinity");
+    cluster.hosts[1].ok(&run(&one));
+    let _server = Server::tcp(&Netns::open(&one).unwrap(), &one, 80);
+    let targets = at(&cluster.hosts[1], 8088);
+    let answers = |cluster: &Cluster| {
+        targets.map(|target| cluster.switch.run(|| ask(target, ANSWER_LIMIT)).unwrap())
+    };
+    for (answer, client) in answers(&cluster).into_iter().zip(CLIENT) {
+        let answer = answer.unwrap();
+        assert_eq!(
+            (answer.member, answer.client.to_string()),
+            (one.clone(), client.to_owned())
+        );
+    }
+    cluster.hosts[1].refused(&run(&two), 125, &["8088", "in use", &one]);
+    cluster.hosts[1].kill_agent();
+    cluster.hosts[1].start_agent();
+    assert!(
+        answers(&cluster).iter().all(Result::is_ok),
+        "after a restart"
+    );
+    cluster.hosts[1].ok(&format!("rm -f {one}"));
+    assert!(answers(&cluster).iter().all(Result::is_err), "it is gone");
+    cluster.hosts[1].ok(&run(&two));
+}
+
+#[test]
+fn beside_dockers_firewall_and_without_iptables() {
+    let mut web = Web::new(2, &[], CHECKED);
+    let tools = tempfile::tempdir().unwrap();
+    let nft = String::from_utf8(
+        std::process::Command::new("sh")
+            .args(["-c", "command -v nft"])
+            .output()
+            .unwrap()
+            .stdout,
+    )
+    .unwrap();
+    std::os::unix::fs::symlink(nft.trim(), tools.path().join("nft")).unwrap();
+    let bare = &mut web.cluster.hosts[1];
+    bare.kill_agent();
+    bare.set_path(tools.path());
+    bare.start_agent();
+    for program in ["iptables-nft", "ip6tables-nft"] {
+        for rule in [
+            "-P FORWARD DROP",
+            "-N DOCKER-USER",
+            "-A FORWARD -j DOCKER-USER",
+            "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "-A DOCKER-USER -j RETURN",
+        ] {
+            sh(
+                &web.cluster.hosts[0].netns,
+                &format!("{program} -w 5 {rule}"),
+            );
+        }
+    }
+    for host in 0..2 {
+        web.add(host, &format!("m{host}"));
+    }
+    web.wait_serving(&[0, 1], 2);
+    for target in web.ports_of(&[0, 1]) {
+        // The accepts in Docker's chain are put back within seconds.
+        wait_until("a connection gets through", LIMIT, || {
+            web.client()
+                .run(|| ask(target, Duration::from_secs(1)))
+                .unwrap()
+                .is_ok()
+        });
+        let (shares, _) = shares(web.client(), target, 20, 2);
+        assert_eq!(shares.len(), 2, "{target}: {shares:?}");
+    }
+}
