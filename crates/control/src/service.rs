@@ -161,9 +161,7 @@ impl fmt::Display for Publish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.on {
             None => f.write_str("*")?,
-            Some(PublishOn::Address(IpAddr::V6(ip))) => write!(f, "[{ip}]")?,
-            Some(PublishOn::Address(ip)) => write!(f, "{ip}")?,
-            Some(PublishOn::Interface(name)) => f.write_str(name)?,
+            Some(on) => on.fmt(f)?,
         }
         match self.published {
             Some(port) => write!(f, ":{port}")?,
@@ -216,13 +214,24 @@ impl fmt::Display for PublishMode {
 }
 
 /// Where on a host a port is published.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PublishOn {
     /// On this address of the host.
     Address(IpAddr),
     /// On what arrives through this interface.
     Interface(String),
+}
+
+impl fmt::Display for PublishOn {
+    /// As in `--publish`: an IPv6 address in brackets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
+            Self::Address(ip) => ip.fmt(f),
+            Self::Interface(name) => f.write_str(name),
+        }
+    }
 }
 
 /// How a member shows that it serves.

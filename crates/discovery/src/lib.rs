@@ -33,4 +33,4 @@ pub use client::InstalledClient;
 pub use entry::InstalledEntry;
 pub use error::ApplyError;
 pub use member::InstalledMember;
-pub use services::{EntryHost, MemberNetwork, Services};
+pub use services::{EntryHost, MemberNetwork, Place, Services};

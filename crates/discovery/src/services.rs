@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use control::service::{Protocol, PublishMode, Service};
+use control::service::{Protocol, PublishMode, PublishOn, Service};
 use control::{Backend, Epoch, TableChange};
 use ipnet::IpNet;
 use vtep::Vni;
@@ -21,6 +21,9 @@ pub struct Services {
     networks: BTreeMap<Vni, Network>,
 }
 
+/// Where a port is published: its protocol, its number, and on what of the host; none: on all.
+pub type Place = (Protocol, u16, Option<PublishOn>);
+
 /// A host that accepts published ports.
 #[derive(Clone, Debug, Default)]
 pub struct EntryHost {
@@ -31,7 +34,7 @@ pub struct EntryHost {
     /// Sources that mean nothing to a member elsewhere, such as the gateway bridge's subnets.
     pub local_sources: BTreeSet<IpNet>,
     /// Ports that are left to whoever has them on this host.
-    pub excluded: BTreeSet<(Protocol, u16)>,
+    pub excluded: BTreeSet<Place>,
 }
 
 /// How a member takes part in the ingress network.
@@ -123,7 +126,8 @@ impl Services {
                 else {
                     continue;
                 };
-                if host.excluded.contains(&(publish.protocol, published)) {
+                let place = (publish.protocol, published, publish.on.clone());
+                if host.excluded.contains(&place) {
                     continue;
                 }
                 let salt = mix([host.salt, u64::from(published)]);
@@ -351,7 +355,8 @@ mod tests {
                 mode: PublishMode::Host,
                 ..publish(8082, None)
             },
-            publish(8083, None),
+            publish(8083, Some(PublishOn::Address(ip("127.0.0.1")))),
+            publish(8083, Some(PublishOn::Address(ip("::1")))),
         ];
         services.services(ingress(), vec![service(5, "web", own(), ports)]);
         services.table(
@@ -359,12 +364,17 @@ mod tests {
             &[member("10.0.0.9", 5, true), member("fd00::9", 5, true)],
         );
         let host = EntryHost {
-            excluded: BTreeSet::from([(Protocol::Tcp, 8083)]),
+            excluded: BTreeSet::from([(
+                Protocol::Tcp,
+                8083,
+                Some(PublishOn::Address(ip("127.0.0.1"))),
+            )]),
             ..EntryHost::default()
         };
         let plan = services.entry_plan(ingress(), &host);
         let numbers: Vec<_> = plan.ports.iter().map(|port| port.published).collect();
-        assert_eq!(numbers, [8080, 8081]);
+        assert_eq!(numbers, [8080, 8081, 8083]);
+        assert_eq!(plan.ports[2].on, Some(PublishOn::Address(ip("::1"))));
         assert_eq!(plan.ports[0].pool.v4, [ip("10.0.0.9")]);
         assert_eq!(plan.ports[0].pool.v6, [ip("fd00::9")]);
         let network = MemberNetwork {

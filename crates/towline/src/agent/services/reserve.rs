@@ -9,27 +9,26 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use control::service::{Protocol, Publish, PublishOn};
+use discovery::Place;
 use netns::Netns;
 use socket2::{Domain, Socket, Type};
 
 /// What is reserved, and what could not be.
 #[derive(Debug, Default)]
 pub(super) struct Reserved {
-    ports: BTreeMap<(Protocol, u16), Port>,
+    ports: BTreeMap<(Protocol, u16), Number>,
 }
 
-#[derive(Debug)]
-struct Port {
-    /// Where, as the service says.
-    on: Option<PublishOn>,
-    held: Result<Held, String>,
-}
+/// One number, by what of the host it is published on, the widest first; or why it was not to be had there.
+type Number = BTreeMap<Option<PublishOn>, Result<Held, String>>;
 
 /// What keeps a port free.
 #[derive(Debug)]
 enum Held {
     /// These sockets.
     By { _sockets: Vec<Socket> },
+    /// What the same number is kept with in a wider place.
+    Around,
     /// Nothing yet: connections of who had it are still about to end.
     Soon,
 }
@@ -43,49 +42,74 @@ impl Reserved {
         wanted: impl IntoIterator<Item = &'a Publish>,
         holder: impl Fn(&Publish) -> Option<String>,
     ) {
-        let mut before = std::mem::take(&mut self.ports);
+        let mut numbers = BTreeMap::<_, BTreeMap<_, &Publish>>::new();
         for publish in wanted {
-            let Some(number) = publish.published else {
-                continue;
-            };
-            let key = (publish.protocol, number);
-            let before = before.remove(&key);
-            let port = match (before, holder(publish)) {
-                (_, Some(container)) => Port {
-                    on: publish.on.clone(),
-                    held: Err(format!("container {container} has it (run --publish)")),
-                },
-                (Some(port), None)
-                    if port.on == publish.on && matches!(port.held, Ok(Held::By { .. })) =>
-                {
-                    port
-                }
-                _ => Port {
-                    on: publish.on.clone(),
-                    held: reserve(netns, publish),
-                },
-            };
-            self.ports.insert(key, port);
+            if let Some(number) = publish.published {
+                let places = numbers.entry((publish.protocol, number)).or_default();
+                places.insert(publish.on.clone(), publish);
+            }
+        }
+        let mut before = std::mem::take(&mut self.ports);
+        for (number, places) in numbers {
+            // Sockets of narrow places would keep a wider one out: all of a number are let go of when one comes or goes.
+            let before = before.remove(&number);
+            let before = before.filter(|before| before.keys().eq(places.keys()));
+            let mut before = before.unwrap_or_default();
+            let mut now = Number::new();
+            for (on, publish) in places {
+                let held = match (before.remove(&on), holder(publish)) {
+                    (_, Some(container)) => {
+                        Err(format!("container {container} has it (run --publish)"))
+                    }
+                    (Some(held @ Ok(Held::By { .. })), None) => held,
+                    _ if is_around(&now, on.as_ref()) => Ok(Held::Around),
+                    _ => reserve(netns, publish),
+                };
+                now.insert(on, held);
+            }
+            self.ports.insert(number, now);
         }
     }
 
     /// Ports that somebody on this host has.
-    pub(super) fn taken(&self) -> BTreeSet<(Protocol, u16)> {
-        let taken = self.ports.iter().filter(|(_, port)| port.held.is_err());
-        taken.map(|(&key, _)| key).collect()
+    pub(super) fn taken(&self) -> BTreeSet<Place> {
+        let places = self.places().filter(|(_, held)| held.is_err());
+        places.map(|(place, _)| place).collect()
     }
 
     /// What the operator should know, a sentence for each port that was not to be had.
     pub(super) fn problems(&self) -> Vec<String> {
-        let problems = self.ports.iter().filter_map(|((protocol, number), port)| {
-            let problem = port.held.as_ref().err()?;
+        let problems = self.places().filter_map(|((protocol, number, on), held)| {
+            let problem = held.as_ref().err()?;
+            let on = on.map_or_else(String::new, |on| format!(" on {on}"));
             Some(format!(
-                "port {number}/{protocol} is published by a service, but {problem} on this host: it is left to that; \
+                "port {number}/{protocol}{on} is published by a service, but {problem} on this host: it is left to that; \
                  clients reach the service by another host"
             ))
         });
         problems.collect()
     }
+
+    fn places(&self) -> impl Iterator<Item = (Place, &Result<Held, String>)> {
+        self.ports.iter().flat_map(|((protocol, number), places)| {
+            let places = places.iter();
+            places.map(|(on, held)| ((*protocol, *number, on.clone()), held))
+        })
+    }
+}
+
+/// Whether sockets that hold a number already would keep one for `on` out.
+fn is_around(held: &Number, on: Option<&PublishOn>) -> bool {
+    held.iter()
+        .filter(|(_, held)| held.is_ok())
+        .any(|(wider, _)| match (wider, on) {
+            (Some(PublishOn::Address(wider)), Some(PublishOn::Address(ip))) => {
+                wider.is_unspecified() && wider.is_ipv4() == ip.is_ipv4()
+            }
+            // Different interfaces have the number each for itself.
+            (Some(PublishOn::Interface(_)), _) => false,
+            _ => true,
+        })
 }
 
 /// Whether `publish` could be had now.
@@ -186,6 +210,13 @@ mod tests {
         }
     }
 
+    fn on(ip: &str, port: u16) -> Publish {
+        Publish {
+            on: Some(PublishOn::Address(ip.parse().expect("an address"))),
+            ..publish(Protocol::Tcp, port)
+        }
+    }
+
     fn nobody(_: &Publish) -> Option<String> {
         None
     }
@@ -198,7 +229,7 @@ mod tests {
         let wanted = [publish(Protocol::Tcp, port)];
         let mut reserved = Reserved::default();
         reserved.settle(&netns, &wanted, |_| Some("c1".to_owned()));
-        assert_eq!(reserved.taken(), [(Protocol::Tcp, port)].into());
+        assert_eq!(reserved.taken(), [(Protocol::Tcp, port, None)].into());
         assert!(reserved.problems()[0].contains("container c1"));
         assert!(TcpListener::bind(("::1", port)).is_ok(), "not bound");
         reserved.settle(&netns, &wanted, nobody);
@@ -215,7 +246,7 @@ mod tests {
         let wanted = [publish(Protocol::Tcp, tcp.0), publish(Protocol::Udp, udp.0)];
         let mut reserved = Reserved::default();
         reserved.settle(&netns, &wanted, nobody);
-        let taken = [(Protocol::Tcp, tcp.0), (Protocol::Udp, udp.0)];
+        let taken = [(Protocol::Tcp, tcp.0, None), (Protocol::Udp, udp.0, None)];
         assert_eq!(reserved.taken(), taken.into());
         assert!(reserved.problems()[0].contains(&tcp.0.to_string()));
         assert!(could_be(&netns, &wanted[0]).is_err());
@@ -239,6 +270,37 @@ mod tests {
         reserved.settle(&netns, &wanted, nobody);
         reserved.settle(&netns, &[], nobody);
         assert!(TcpListener::bind(("127.0.0.1", port)).is_ok());
+    }
+
+    #[test]
+    fn one_number_on_two_addresses_is_two_ports() {
+        let netns = Netns::current().expect("every thread has one");
+        let other = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+        let port = other.local_addr().expect("bound").port();
+        let [v4, v6] = [on("127.0.0.1", port), on("::1", port)];
+        for wanted in [[v4.clone(), v6.clone()], [v6, v4.clone()]] {
+            let mut reserved = Reserved::default();
+            reserved.settle(&netns, &wanted, nobody);
+            let taken = (Protocol::Tcp, port, v4.on.clone());
+            assert_eq!(reserved.taken(), [taken].into());
+            let problems = reserved.problems();
+            assert!(problems[0].contains("127.0.0.1"), "{problems:?}");
+            assert!(TcpListener::bind(("::1", port)).is_err(), "reserved");
+        }
+    }
+
+    #[test]
+    fn own_places_of_one_number_do_not_keep_each_other_out() {
+        let netns = Netns::current().expect("every thread has one");
+        let free = TcpListener::bind(("0.0.0.0", 0)).and_then(|socket| socket.local_addr());
+        let port = free.expect("a port is free").port();
+        let [narrow, wide] = [on("127.0.0.1", port), on("0.0.0.0", port)];
+        let mut reserved = Reserved::default();
+        for wanted in [vec![&narrow], vec![&narrow, &wide], vec![&wide]] {
+            reserved.settle(&netns, wanted, nobody);
+            assert_eq!(reserved.problems(), [""; 0]);
+            assert!(TcpListener::bind(("127.0.0.1", port)).is_err(), "reserved");
+        }
     }
 
     #[test]
