@@ -134,7 +134,7 @@ fn an_agent_killed_while_networks_change_finishes_or_undoes_it_and_stops_no_conn
         "run -d --name {c1} --network inside -p 8081:80 -- sleep infinity"
     ));
     let netns = Netns::open(&c1).unwrap();
-    // What a container has: interfaces, default routes, and its port of the host.
+    // What a container has: interfaces, lines in its hosts file, default routes, and its port of the host.
     let has = |host: &Host| {
         let links = Netlink::open(&netns).unwrap().links().unwrap();
         let mut names: Vec<String> = links.into_iter().map(|link| link.name).collect();
@@ -148,8 +148,11 @@ fn an_agent_killed_while_networks_change_finishes_or_undoes_it_and_stops_no_conn
         let kept = std::fs::read_to_string(host.state_dir().join("agent.json")).unwrap();
         let unfinished = kept.contains("coming") || kept.contains("going");
         let held = host.ok("network inspect outward").contains(&c1);
+        let hosts = host.state_dir().join(format!("containers/{c1}/hosts"));
+        let hosts = std::fs::read_to_string(hosts).unwrap();
         (
             names,
+            hosts.lines().filter(|line| line.contains(&c1)).count(),
             routes.lines().count(),
             port,
             places,
@@ -160,7 +163,8 @@ fn an_agent_killed_while_networks_change_finishes_or_undoes_it_and_stops_no_conn
     let without = has(host);
     host.ok(&format!("network connect outward {c1}"));
     let with = has(host);
-    assert_eq!((without.1, with.1, with.2, with.3), (0, 1, true, 2));
+    assert_eq!((without.1, with.1), (1, 2));
+    assert_eq!((without.2, with.2, with.3, with.4), (0, 1, true, 2));
     host.ok(&format!("network disconnect outward {c1}"));
     assert_eq!(has(host), without);
 

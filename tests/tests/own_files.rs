@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use towline_tests::cluster::{Cluster, Host};
@@ -185,4 +187,96 @@ fn whoever_replaces_the_hosts_files_takes_nothing_from_containers() {
         let text = fs::read_to_string(etc(name)).unwrap();
         assert_eq!(text, "# the host's, new\n", "nothing of a container's");
     }
+}
+
+/// What a container's own hosts file says of its own name, sorted.
+fn own_addresses(pid: &str, name: &str) -> Vec<String> {
+    let text = seen(pid, "/etc/hosts");
+    let lines = text.lines().filter(|line| line.contains(name));
+    let mut ips: Vec<String> = lines
+        .map(|line| line.split_whitespace().next().unwrap().to_owned())
+        .collect();
+    ips.sort();
+    ips
+}
+
+/// Ends who looks at it when it goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn the_hosts_file_follows_a_containers_networks() {
+    let mut cluster = Cluster::joined(1, &[]);
+    let (c1, theirs) = (cluster.container("c1"), cluster.container("theirs"));
+    let host = &cluster.hosts[0];
+    host.ok("network create --subnet 10.0.9.0/24 --subnet fd00:9::/64 blue");
+    host.ok("network create --subnet 10.0.8.0/24 green");
+    host.ok("network create --subnet 10.0.7.0/24 --internal inner");
+    let given = tempfile::NamedTempFile::new().unwrap();
+    fs::write(given.path(), "given\n").unwrap();
+    host.ok(&format!(
+        "run -d --name {c1} --network blue --ip 10.0.9.9 -- sleep infinity"
+    ));
+    host.ok(&format!(
+        "run -d --name {theirs} --network blue -v {}:/etc/hosts -- sleep infinity",
+        given.path().display()
+    ));
+    let (pid_c1, pid_theirs) = (pid(host, &c1), pid(host, &theirs));
+    assert_eq!(own_addresses(&pid_c1, &c1)[0], "10.0.9.9");
+    let file = format!("/proc/{pid_c1}/root/etc/hosts");
+    let edited = format!("{}192.0.2.9 edited\n", fs::read_to_string(&file).unwrap());
+    fs::write(&file, edited).unwrap();
+    let inode = fs::metadata(&file).unwrap().ino();
+
+    // Whoever reads meanwhile finds whole lines, the first and the edited one among them.
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let text = fs::read_to_string(&file).unwrap();
+                assert!(text.contains("127.0.0.1\tlocalhost\n"), "{text:?}");
+                assert!(text.contains("192.0.2.9 edited\n"), "{text:?}");
+                for line in text.lines().filter(|line| !line.is_empty()) {
+                    let ip = line.split_whitespace().next().unwrap();
+                    assert!(ip.parse::<IpAddr>().is_ok(), "{line:?} in {text:?}");
+                }
+                reads += 1;
+            }
+            reads
+        });
+        // Also when something below fails.
+        let ending = Stop(&stop);
+        for _ in 0..3 {
+            let mut both = own_addresses(&pid_c1, &c1);
+            host.ok(&format!("network connect --ip 10.0.8.9 green {c1}"));
+            both.push("10.0.8.9".to_owned());
+            both.sort();
+            assert_eq!(own_addresses(&pid_c1, &c1), both);
+            host.ok(&format!("network disconnect blue {c1}"));
+            assert_eq!(own_addresses(&pid_c1, &c1), ["10.0.8.9"]);
+            host.ok(&format!("network connect --ip 10.0.9.9 blue {c1}"));
+            host.ok(&format!("network disconnect green {c1}"));
+            assert_eq!(own_addresses(&pid_c1, &c1)[0], "10.0.9.9");
+        }
+        drop(ending);
+        println!("{} reads meanwhile", reader.join().unwrap());
+    });
+    assert_eq!(fs::metadata(&file).unwrap().ino(), inode, "the same file");
+
+    // A new agent goes on with what it finds, and who has put a file of their own there keeps it.
+    host.ok(&format!("network connect --ip 10.0.7.9 inner {c1}"));
+    host.ok(&format!("network connect inner {theirs}"));
+    cluster.hosts[0].kill_agent();
+    assert!(own_addresses(&pid_c1, &c1).contains(&"10.0.7.9".to_owned()));
+    cluster.hosts[0].start_agent();
+    let host = &cluster.hosts[0];
+    host.ok(&format!("network disconnect blue {c1}"));
+    assert_eq!(own_addresses(&pid_c1, &c1), ["10.0.7.9"]);
+    assert_eq!(seen(&pid_theirs, "/etc/hosts"), "given\n");
 }

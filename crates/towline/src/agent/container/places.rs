@@ -19,8 +19,8 @@ use vtep::fdb::PortId;
 
 use super::drain::Drain;
 use super::{Agent, clear, gateway, held, is_running, name, prepare, reconcile};
-use crate::agent::Member;
 use crate::agent::state::{EndpointRecord, Standing};
+use crate::agent::{Member, names};
 use crate::api::container::Connect;
 use crate::shim::folder::{Folder, Spec};
 
@@ -65,10 +65,15 @@ pub(super) fn connect(agent: &Arc<Agent>, wanted: &Connect) -> anyhow::Result<Ve
     })?;
     let made = prepare::attach(&member, &netns, &record, &network)
         .and_then(|()| gateway::settle(agent, &member, &netns, &spec))
-        .and_then(|()| stand(agent, &record, Standing::Whole))
+        .and_then(|()| {
+            // Before it counts as whole: nobody would look at the file again.
+            names::follow(agent, &folder, &spec, Some(&record));
+            stand(agent, &record, Standing::Whole)
+        })
         .with_context(|| format!("can't attach {} to the network {}", spec.name, network.name));
     if let Err(error) = made {
         undo(agent, &member, &netns, &spec, &record);
+        names::follow(agent, &folder, &spec, None);
         return Err(error);
     }
     let mut warnings = Vec::new();
@@ -139,6 +144,7 @@ pub(super) fn disconnect(
     })?;
     // The rules first: nothing is led to a place that goes.
     changed(agent, &member, &spec.name);
+    names::follow(agent, &folder, &spec, None);
     gateway::settle(agent, &member, &netns, &spec)?;
     // Before what may fail: who has no way out asks nobody outside.
     member.names.refresh(agent, &spec.name);
@@ -190,6 +196,7 @@ pub(super) fn finish(
     for record in &unfinished {
         stand(agent, record, Standing::Going)?;
     }
+    names::follow(agent, &agent.containers.folder(&spec.name)?, spec, None);
     gateway::settle(agent, member, netns, spec)?;
     for record in &unfinished {
         discard(agent, member, netns, record)?;

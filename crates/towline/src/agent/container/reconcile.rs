@@ -11,8 +11,8 @@ use vtep::Vni;
 
 use super::prepare::port_spec;
 use super::{Agent, clear, gateway, held, lost_mounts, mount_points, places, publish};
-use crate::agent::Member;
 use crate::agent::state::{AttachmentRecord, EndpointRecord};
+use crate::agent::{Member, names};
 use crate::shim::folder::{Folder, Phase, Spec};
 
 /// Takes up containers that run, clears away those that ended, and from now on learns of their ends.
@@ -295,6 +295,12 @@ pub(crate) fn lost(agent: &Arc<Agent>, vni: Vni, epoch: Epoch) {
             clear::release_endpoint(&agent, &member, &record),
         );
         member.names.refresh(&agent, &record.container);
+        let folder = agent.containers.folder(&record.container);
+        if let Ok(folder) = folder
+            && let Ok(Some(spec)) = folder.spec()
+        {
+            names::follow(&agent, &folder, &spec, None);
+        }
     });
 }
 

@@ -39,7 +39,7 @@ use crate::api::names::Status;
 use crate::shim::dns::Dns;
 use crate::shim::folder::Spec;
 
-pub(super) use files::mounts;
+pub(super) use files::{follow, mounts};
 pub(super) use resolve::resolve;
 
 /// Where containers ask.
