@@ -1,9 +1,10 @@
 //! `towline lab exec`: a command inside a host or container of a lab.
 
 use std::ffi::OsString;
+use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 use netns::Netns;
@@ -16,9 +17,17 @@ use crate::{sysfs, up};
 
 /// Options of `lab exec`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: towline lab exec lab-h1 -- towline fdb\n\n\
+#[command(after_help = "Examples: towline lab exec lab-h1 -- towline fdb\n\
+                        \x20         towline lab exec -it lab-h1c1 -- sh\n\n\
                         Exit codes: those of the command; 126 it could not be executed, 127 it was not found.")]
 pub struct ExecArgs {
+    /// Standard input is connected, as without it; in a virtual machine the command gets no terminal but with -t
+    #[arg(short, long)]
+    interactive: bool,
+    /// In a virtual machine: give the command a terminal [default: where stdin and stdout are one, and -i is not given]. Elsewhere it
+    /// has the caller's
+    #[arg(short, long)]
+    tty: bool,
     /// The lab's name [default: the one that the host's or container's name begins with, else 'lab']
     #[arg(long)]
     name: Option<LabName>,
@@ -45,7 +54,7 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     {
         // A guest that is not ready takes no commands.
         folder.open()?;
-        return relay(&spot, &args.command);
+        return relay(&spot, args);
     }
     let containers = folder.containers();
     let target = in_full(&lab, &args.target);
@@ -75,13 +84,11 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let error = netns.run(|| sysfs::mount_fresh().map(|()| command.exec()))??;
     let program = Path::new(&args.command[0]).display();
     eprintln!("towline: can't execute {program} in {target}: {error}");
-    Ok(ExitCode::from(
-        if error.kind() == std::io::ErrorKind::NotFound {
-            127
-        } else {
-            126
-        },
-    ))
+    Ok(ExitCode::from(if error.kind() == io::ErrorKind::NotFound {
+        127
+    } else {
+        126
+    }))
 }
 
 /// The place of this name, if it is a virtual machine or a container in one, whatever that is called.
@@ -115,13 +122,19 @@ fn guest(
     }))
 }
 
-/// Runs the command in a virtual machine, and exits as it does. It gets no terminal of its own.
-fn relay(spot: &Spot, command: &[OsString]) -> anyhow::Result<ExitCode> {
-    let mut words = Command::new(&command[0]);
-    words.args(&command[1..]);
-    let streams = [Stdio::inherit(), Stdio::inherit(), Stdio::inherit()];
+/// Runs the command in a virtual machine, and exits as it does.
+fn relay(spot: &Spot, args: &ExecArgs) -> anyhow::Result<ExitCode> {
+    let is_terminal = io::stdin().is_terminal();
+    if args.tty && args.interactive && !is_terminal {
+        anyhow::bail!(
+            "stdin is not a terminal: leave -t out, or -i for a terminal that nobody sits at"
+        );
+    }
+    let terminal = args.tty || !args.interactive && is_terminal && io::stdout().is_terminal();
+    let mut words = Command::new(&args.command[0]);
+    words.args(&args.command[1..]);
     let status = spot
-        .spawn(&mut words, streams)?
+        .spawn_attached(&mut words, terminal)?
         .wait()
         .context("can't wait for the command")?;
     Ok(status

@@ -19,7 +19,7 @@
 //! and for large labs a higher limit of neighbours; all of it goes with the last lab.
 //! Everything is found again by name, so `lab down` needs no memory.
 //!
-//! System calls that safe Rust has no words for are in three files: `ethtool.rs`, `mmsg.rs`, `sysfs.rs`.
+//! System calls that safe Rust has no words for are in four files: `ethtool.rs`, `mmsg.rs`, `sysfs.rs`, `vm/terminal.rs`.
 
 mod agent;
 mod bench;
@@ -207,6 +207,8 @@ mod tests {
             "x down --name other",
             "x up --hosts 3 --vms 3 --image target/vm/image --memory 256 --first-port 42000",
             "x console h1",
+            "x exec -it lab-h1 -- sh",
+            "x relay --name lab --host 1 --terminal -- sh",
             "x relay --name lab --host 1 --netns lab-h1c1 -- ls -l",
         ] {
             Cli::try_parse_from(words.split(' '))

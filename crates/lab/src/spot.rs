@@ -34,13 +34,30 @@ impl Spot {
                 command.stdin(input).stdout(output).stderr(errors);
                 netns.run(|| command.spawn())?
             }
-            Self::Guest(machine, netns) => vm::stand_in(machine, netns.as_deref(), command)?
+            Self::Guest(machine, netns) => vm::stand_in(machine, netns.as_deref(), false, command)?
                 .stdin(input)
                 .stdout(output)
                 .stderr(errors)
                 .spawn(),
         };
         child.with_context(|| format!("can't start {program}"))
+    }
+
+    /// Starts `command` there with this process' own streams. `terminal`: in a guest, whose programs can't have this one, it gets
+    /// a terminal that follows it.
+    pub(crate) fn spawn_attached(
+        &self,
+        command: &mut Command,
+        terminal: bool,
+    ) -> anyhow::Result<Child> {
+        match self {
+            Self::Guest(machine, netns) if terminal => {
+                vm::stand_in(machine, netns.as_deref(), true, command)?
+                    .spawn()
+                    .context("can't start what stands for the command")
+            }
+            _ => self.spawn(command, std::array::from_fn(|_| Stdio::inherit())),
+        }
     }
 
     /// Runs `command` there to its end, with nothing to read.

@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rustix::termios::{self, OptionalActions, Termios};
 
 use super::machine::Machine;
+use super::terminal::Raw;
 use crate::name::{LabName, Role};
 use crate::state::Folder;
 
@@ -93,25 +93,4 @@ fn join(mut stream: UnixStream) -> anyhow::Result<()> {
     let _ = stream.shutdown(Shutdown::Both);
     let _ = reader.join();
     Ok(())
-}
-
-/// A terminal that passes on every key; put back when the value goes.
-struct Raw(Termios);
-
-impl Raw {
-    fn set() -> anyhow::Result<Self> {
-        let before = termios::tcgetattr(io::stdin()).context("can't ask the terminal")?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(io::stdin(), OptionalActions::Now, &raw)
-            .context("can't set the terminal")?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
-        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
-    }
 }

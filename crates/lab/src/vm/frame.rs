@@ -1,7 +1,7 @@
 //! What passes between the lab and a guest over one connection, which is one command's.
 //!
 //! ```text
-//!   lab → guest   32 bytes: the guest's secret    then Request, then Input … InputEnd
+//!   lab → guest   32 bytes: the guest's secret    then Request, then Input … InputEnd, Resize now and then
 //!   guest → lab   Output … Errors …               then Exit or Failed, and the connection ends
 //!
 //!   each:  kind (1 byte) | length (4 bytes, big endian) | so many bytes
@@ -25,6 +25,23 @@ pub(super) struct Request {
     pub(super) command: Vec<String>,
     /// The network namespace of the guest to run it in; none: the guest's own.
     pub(super) netns: Option<String>,
+    /// The terminal that it is to have; none: pipes.
+    pub(super) terminal: Option<Terminal>,
+}
+
+/// What a command learns of the terminal that somebody sits at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Terminal {
+    /// Its kind, as `TERM` says it; empty: unknown.
+    pub(super) kind: String,
+    pub(super) size: Size,
+}
+
+/// Of a terminal's window, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Size {
+    pub(super) rows: u16,
+    pub(super) columns: u16,
 }
 
 /// One message.
@@ -44,6 +61,8 @@ pub(super) enum Frame {
     Exit(u8),
     /// It could not be started: the exit code to give, and why.
     Failed(u8, String),
+    /// Its terminal's window has another size.
+    Resize(Size),
 }
 
 const REQUEST: u8 = 1;
@@ -53,6 +72,7 @@ const OUTPUT: u8 = 4;
 const ERRORS: u8 = 5;
 const EXIT: u8 = 6;
 const FAILED: u8 = 7;
+const RESIZE: u8 = 8;
 
 impl Frame {
     fn kind(&self) -> u8 {
@@ -64,6 +84,7 @@ impl Frame {
             Self::Errors(_) => ERRORS,
             Self::Exit(_) => EXIT,
             Self::Failed(..) => FAILED,
+            Self::Resize(_) => RESIZE,
         }
     }
 
@@ -75,6 +96,7 @@ impl Frame {
             Self::InputEnd => Vec::new(),
             Self::Exit(code) => vec![*code],
             Self::Failed(code, why) => [&[*code], why.as_bytes()].concat(),
+            Self::Resize(size) => [size.rows.to_be_bytes(), size.columns.to_be_bytes()].concat(),
         };
         let len = u32::try_from(body.len())
             .ok()
@@ -119,6 +141,10 @@ impl Frame {
             (FAILED, [code, why @ ..]) => {
                 Self::Failed(*code, String::from_utf8_lossy(why).into_owned())
             }
+            (RESIZE, &[a, b, c, d]) => Self::Resize(Size {
+                rows: u16::from_be_bytes([a, b]),
+                columns: u16::from_be_bytes([c, d]),
+            }),
             (kind, body) => {
                 return Err(bad(format!(
                     "a message of kind {kind} with {} bytes is unknown",
@@ -141,9 +167,20 @@ mod tests {
     fn any_frame() -> impl Strategy<Value = Frame> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..300);
         let words = proptest::collection::vec(".{0,20}", 0..5);
+        let size =
+            || (any::<u16>(), any::<u16>()).prop_map(|(rows, columns)| Size { rows, columns });
+        let terminal = proptest::option::of(
+            (".{0,20}", size()).prop_map(|(kind, size)| Terminal { kind, size }),
+        );
         prop_oneof![
-            (words, proptest::option::of("[a-z0-9-]{1,20}"))
-                .prop_map(|(command, netns)| Frame::Request(Request { command, netns })),
+            (words, proptest::option::of("[a-z0-9-]{1,20}"), terminal).prop_map(
+                |(command, netns, terminal)| Frame::Request(Request {
+                    command,
+                    netns,
+                    terminal
+                })
+            ),
+            size().prop_map(Frame::Resize),
             bytes().prop_map(Frame::Input),
             Just(Frame::InputEnd),
             bytes().prop_map(Frame::Output),
@@ -179,7 +216,8 @@ mod tests {
         let too_long = [INPUT, 0, 1, 0, 1];
         let unknown = [99, 0, 0, 0, 0];
         let no_code = [EXIT, 0, 0, 0, 0];
-        for bytes in [too_long, unknown, no_code] {
+        let no_size = [RESIZE, 0, 0, 0, 0];
+        for bytes in [too_long, unknown, no_code, no_size] {
             let error = Frame::read(&mut &bytes[..]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }

@@ -3,7 +3,7 @@
 //! It listens on the link that leads to the lab alone, and hears nobody who does not begin with the secret that QEMU
 //! was given for this guest.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use netns::Netns;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::frame::{Frame, MAX_LEN, Request, SECRET_LEN};
+use super::terminal::Screen;
 
 /// Where a guest listens, on its link to the lab.
 pub(super) const PORT: u16 = 4788;
@@ -95,16 +96,21 @@ fn serve(mut stream: TcpStream, secret: &[u8; SECRET_LEN]) -> anyhow::Result<()>
     let answers = Arc::new(Mutex::new(
         stream.try_clone().context("can't share the connection")?,
     ));
-    let mut child = match start(&request) {
-        Ok(child) => child,
+    let (mut child, streams) = match start(&request) {
+        Ok(started) => started,
         Err((code, why)) => return say(&answers, &Frame::Failed(code, why)),
     };
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let running = Arc::new(Mutex::new(Running {
-        pid: pid.context("invariant: a child has a process id")?,
-        ended: false,
-    }));
-    let input = child.stdin.take();
+    let pid = pid.context("invariant: a child has a process id")?;
+    let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .context("can't watch for a command's end")?;
+    let running = Arc::new(Mutex::new(Running { pid, ended: false }));
+    let input = match &streams {
+        Streams::Pipes => child.stdin.take().map(Input::Pipe),
+        Streams::Screen(screen) => Some(Input::Screen(
+            screen.try_clone().context("can't share a terminal")?,
+        )),
+    };
     std::thread::spawn({
         let running = Arc::clone(&running);
         move || {
@@ -116,11 +122,18 @@ fn serve(mut stream: TcpStream, secret: &[u8; SECRET_LEN]) -> anyhow::Result<()>
             }
         }
     });
-    let (output, errors) = (child.stdout.take(), child.stderr.take());
-    std::thread::scope(|scope| {
-        scope.spawn(|| pump(output, Frame::Output, &answers));
-        scope.spawn(|| pump(errors, Frame::Errors, &answers));
-    });
+    match streams {
+        Streams::Pipes => {
+            let (output, errors) = (child.stdout.take(), child.stderr.take());
+            std::thread::scope(|scope| {
+                scope.spawn(|| pump(output, Frame::Output, &answers));
+                scope.spawn(|| pump(errors, Frame::Errors, &answers));
+            });
+        }
+        Streams::Screen(mut screen) => {
+            screen.pump(&ended, |bytes| say(&answers, &Frame::Output(bytes)).is_ok());
+        }
+    }
     let status = reap(&mut child, &running)?;
     let by_signal = || status.signal().map_or(1, |signal| 128 + signal);
     let code = status.code().unwrap_or_else(by_signal);
@@ -159,19 +172,52 @@ fn say(to: &Mutex<TcpStream>, frame: &Frame) -> anyhow::Result<()> {
         .context("the lab has broken the connection")
 }
 
+/// Where a command's streams lead.
+enum Streams {
+    Pipes,
+    Screen(Screen),
+}
+
+/// Where what is sent to a command goes.
+enum Input {
+    Pipe(ChildStdin),
+    Screen(Screen),
+}
+
+impl Input {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Pipe(pipe) => pipe.write_all(bytes),
+            Self::Screen(screen) => screen.write_all(bytes),
+        }
+    }
+}
+
 /// Hands what comes to the command's stdin, until the connection ends.
-fn feed(mut stream: TcpStream, mut input: Option<ChildStdin>) {
+fn feed(mut stream: TcpStream, mut input: Option<Input>) {
     loop {
         match Frame::read(&mut stream) {
             Ok(Some(Frame::Input(bytes))) => {
                 // A command that reads no more is served all the same.
                 if let Some(to) = &mut input
-                    && io::Write::write_all(to, &bytes).is_err()
+                    && to.write(&bytes).is_err()
                 {
                     input = None;
                 }
             }
-            Ok(Some(Frame::InputEnd)) => input = None,
+            Ok(Some(Frame::InputEnd)) => {
+                // A pipe ends with its writer. A terminal may be gone already.
+                if let Some(Input::Screen(screen)) = &mut input {
+                    let _ = screen.end();
+                } else {
+                    input = None;
+                }
+            }
+            Ok(Some(Frame::Resize(size))) => {
+                if let Some(Input::Screen(screen)) = &input {
+                    let _ = screen.resize(size);
+                }
+            }
             // The lab says nothing else here.
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return,
@@ -180,7 +226,7 @@ fn feed(mut stream: TcpStream, mut input: Option<ChildStdin>) {
 }
 
 /// Starts the command, or says with which code to exit and why, as a shell does.
-fn start(request: &Request) -> Result<Child, (u8, String)> {
+fn start(request: &Request) -> Result<(Child, Streams), (u8, String)> {
     let failed = |error: &dyn std::fmt::Display| (125, error.to_string());
     let Some((program, arguments)) = request.command.split_first() else {
         return Err((125, "there is no command".to_owned()));
@@ -191,13 +237,22 @@ fn start(request: &Request) -> Result<Child, (u8, String)> {
     }
     .map_err(|error| failed(&error))?;
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    netns
+    command.args(arguments);
+    let streams = match &request.terminal {
+        None => {
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .process_group(0);
+            Streams::Pipes
+        }
+        Some(terminal) => Streams::Screen(
+            Screen::of(&mut command, terminal)
+                .map_err(|error| failed(&format_args!("can't make a terminal: {error}")))?,
+        ),
+    };
+    let child = netns
         .run(|| command.spawn())
         .map_err(|error| failed(&error))?
         .map_err(|error| {
@@ -206,5 +261,6 @@ fn start(request: &Request) -> Result<Child, (u8, String)> {
                 _ => 126,
             };
             (code, format!("can't execute {program}: {error}"))
-        })
+        })?;
+    Ok((child, streams))
 }

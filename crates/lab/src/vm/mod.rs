@@ -14,6 +14,7 @@ mod image;
 mod machine;
 mod relay;
 mod resources;
+mod terminal;
 
 pub use console::ConsoleArgs;
 pub use guest::GuestArgs;

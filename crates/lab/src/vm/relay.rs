@@ -3,14 +3,18 @@
 //! Its stdin, stdout, stderr and exit code are the command's, and when it is killed the command is. So whatever starts
 //! programs in a host of the lab starts them in a guest by the same code.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
+use signal_hook::consts::SIGWINCH;
+use signal_hook::iterator::Signals;
 
 use super::frame::{Frame, MAX_LEN, Request};
 use super::machine::Machine;
+use super::terminal::{self, Raw};
 use crate::agent;
 use crate::name::LabName;
 use crate::state::Folder;
@@ -30,6 +34,9 @@ pub struct RelayArgs {
     /// Network namespace of the guest to run it in
     #[arg(long)]
     netns: Option<String>,
+    /// Give the command a terminal, of the size of this one
+    #[arg(long)]
+    terminal: bool,
     /// The command and its arguments
     #[arg(
         last = true,
@@ -46,8 +53,16 @@ pub(crate) fn run(args: &RelayArgs) -> anyhow::Result<ExitCode> {
     let request = Request {
         command: args.command.clone(),
         netns: args.netns.clone(),
+        terminal: args.terminal.then(terminal::own),
     };
-    match relay(&machine, request) {
+    // Put back before anything else is said.
+    let raw = match args.terminal && io::stdin().is_terminal() {
+        true => Some(Raw::set()?),
+        false => None,
+    };
+    let ended = relay(&machine, request);
+    drop(raw);
+    match ended {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(error) => {
             eprintln!("towline: {:#}", machine.explain(error));
@@ -56,10 +71,11 @@ pub(crate) fn run(args: &RelayArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// A command of this machine that stands for `command` in the guest.
+/// A command of this machine that stands for `command` in the guest; with a terminal there if that is wanted.
 pub(crate) fn command(
     machine: &Machine,
     netns: Option<&str>,
+    terminal: bool,
     command: &Command,
 ) -> anyhow::Result<Command> {
     let own = agent::program()?;
@@ -69,6 +85,9 @@ pub(crate) fn command(
         .args(["--host", &machine.number.to_string()]);
     if let Some(netns) = netns {
         relay.args(["--netns", netns]);
+    }
+    if terminal {
+        relay.arg("--terminal");
     }
     relay.arg("--");
     // The guest has the same program, in its PATH.
@@ -83,12 +102,25 @@ pub(crate) fn command(
 
 fn relay(machine: &Machine, request: Request) -> anyhow::Result<u8> {
     let mut stream = connect(machine)?;
+    let has_terminal = request.terminal.is_some();
     Frame::Request(request)
         .write(&mut stream)
         .context("can't ask the guest")?;
     let input = stream.try_clone().context("can't share a connection")?;
-    // Ends with the process: a read of a terminal can't be broken off.
-    std::thread::spawn(move || feed(input));
+    let input = Arc::new(Mutex::new(input));
+    if has_terminal {
+        let mut signals = Signals::new([SIGWINCH]).context("can't watch for SIGWINCH")?;
+        let input = Arc::clone(&input);
+        std::thread::spawn(move || {
+            for _ in signals.forever() {
+                if let Some(size) = terminal::own_size() {
+                    let _ = say(&input, &Frame::Resize(size));
+                }
+            }
+        });
+    }
+    // Both end with the process: a read of a terminal can't be broken off.
+    std::thread::spawn(move || feed(&input));
     loop {
         match Frame::read(&mut stream).context("the guest broke the connection")? {
             Some(Frame::Output(bytes)) => pass(&mut io::stdout().lock(), &bytes)?,
@@ -119,7 +151,12 @@ pub(super) fn connect(machine: &Machine) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-fn feed(mut to: TcpStream) {
+fn say(to: &Mutex<TcpStream>, frame: &Frame) -> io::Result<()> {
+    // A message is written whole or the connection is at its end.
+    frame.write(&mut *to.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn feed(to: &Mutex<TcpStream>) {
     let mut buffer = vec![0; MAX_LEN];
     let mut stdin = io::stdin().lock();
     loop {
@@ -128,7 +165,7 @@ fn feed(mut to: TcpStream) {
             Ok(len) => Frame::Input(buffer[..len].to_vec()),
         };
         // A guest that hears no more is told of where its answers are read.
-        if frame.write(&mut to).is_err() || frame == Frame::InputEnd {
+        if say(to, &frame).is_err() || frame == Frame::InputEnd {
             return;
         }
     }
