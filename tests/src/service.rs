@@ -204,7 +204,8 @@ pub fn ask(target: SocketAddr, limit: Duration) -> std::io::Result<Answer> {
 }
 
 /// No address in particular, of the target's family.
-fn any(target: SocketAddr) -> IpAddr {
+#[must_use]
+pub fn any(target: SocketAddr) -> IpAddr {
     match target {
         SocketAddr::V4(_) => [0, 0, 0, 0].into(),
         SocketAddr::V6(_) => [0u16; 8].into(),

@@ -150,6 +150,9 @@ impl Agent {
     /// A connection to a manager stands.
     pub fn handle_connected(&mut self, manager: SocketAddr, now: Duration) {
         self.messages.clear();
+        for stream in self.streams.values_mut() {
+            stream.connected();
+        }
         self.link = Link::Greeting {
             manager,
             heard: now,
@@ -263,14 +266,16 @@ impl Agent {
             }
             (ToAgent::Reply { id, part, last }, _) => self.reply(id, &part, last),
             (message, _) => {
-                let rows_of = match &message {
+                let stream_of = match &message {
                     ToAgent::Rows(rows) => Some(rows.vni),
+                    ToAgent::Services { vni, .. } => Some(*vni),
                     _ => None,
                 };
                 self.learn(message, now);
-                let stream = rows_of.and_then(|vni| self.streams.get_mut(&vni));
-                self.messages
-                    .extend(stream.and_then(|stream| stream.poll_resync(now)));
+                if let Some(stream) = stream_of.and_then(|vni| self.streams.get_mut(&vni)) {
+                    stream.tell_caught_up(&mut self.outputs);
+                    self.messages.extend(stream.poll_resync(now));
+                }
             }
         }
     }

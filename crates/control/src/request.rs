@@ -400,6 +400,9 @@ pub enum Event {
         /// Up to this one.
         revision: u64,
     },
+    /// The news of a network before this one are all that a manager of now holds of its services and rows, and it is not still
+    /// learning what it lost. Once for each connection; never for what an earlier agent of this host was told.
+    CaughtUp(Vni),
     /// This host has a new certificate for a new key, to be kept for the next start.
     IdentityRenewed(Arc<Identity>),
     /// The manager asks what the datapath holds: to be answered with `AgentHandle::report`, after all events before this one.

@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use control::service::Balance;
+use ipnet::IpNet;
 use netns::Netns;
 use netns::nftables::{
     Base, Chain, Data, Element, Family, Field, Protocol, Reject, Rule, Set, Table, Type, Value,
-    Verdict,
+    Verdict, status,
 };
 
 use crate::content::Content;
@@ -63,6 +64,32 @@ impl InstalledClient {
         Ok(())
     }
 
+    /// Ends what was remembered of connections before this program began that lead where nothing leads any more: from what stands
+    /// there for virtual addresses, and from addresses of these subnets that were some. To be called after [`Self::apply`], and
+    /// only where the plan is known to be no older than those connections: they would be ended for nothing else.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn purge_unknown(
+        &self,
+        netns: &Netns,
+        subnets: &BTreeSet<IpNet>,
+    ) -> Result<(), ApplyError> {
+        let Some(plan) = &self.plan else {
+            return Ok(());
+        };
+        let (vips, ways) = (vips_of(plan), ways_of(plan));
+        let inside = |ip: IpAddr| subnets.iter().any(|subnet| subnet.contains(&ip));
+        flows::purge(netns, |connection| {
+            let (asked, answers) = (connection.original.destination, connection.reply.source);
+            // What was led from one address of a network to another was led by a service: it may be gone with its address.
+            let led = connection.status & status::DNAT != 0 && inside(asked) && inside(answers);
+            flows::is_led(connection)
+                && (led || vips.contains(&asked))
+                && !ways.contains(&(asked, answers))
+        })
+    }
+
     /// Removes all of ours from the namespace, and forgets connections that went through it.
     ///
     /// # Errors
@@ -73,19 +100,13 @@ impl InstalledClient {
 }
 
 /// Ends what is remembered of connections to members and virtual addresses that are gone. What stood before is not known after this
-/// program's start: then it ends UDP to virtual addresses that is answered by nobody who is a member. TCP notices by itself, and must
-/// not be ended by what is not known yet.
+/// program's start: see [`InstalledClient::purge_unknown`].
 fn purge(netns: &Netns, known: Option<&ClientPlan>, plan: &ClientPlan) -> Result<(), ApplyError> {
-    let (vips, members) = (vips_of(plan), members_of(plan));
     let Some(known) = known else {
-        return flows::purge(netns, |connection| {
-            connection.protocol == Protocol::Udp.number()
-                && vips.contains(&connection.original.destination)
-                && !members.contains(&connection.reply.source)
-        });
+        return Ok(());
     };
-    let gone_members = &members_of(known) - &members;
-    let gone_vips = &vips_of(known) - &vips;
+    let gone_members = &members_of(known) - &members_of(plan);
+    let gone_vips = &vips_of(known) - &vips_of(plan);
     if gone_members.is_empty() && gone_vips.is_empty() {
         return Ok(());
     }
@@ -111,6 +132,17 @@ fn vips_of(plan: &ClientPlan) -> BTreeSet<IpAddr> {
     services
         .flat_map(|service| service.vips.iter().copied())
         .collect()
+}
+
+/// Which virtual address leads to which member.
+fn ways_of(plan: &ClientPlan) -> BTreeSet<(IpAddr, IpAddr)> {
+    let services = plan.services.iter();
+    let ways = services.flat_map(|service| {
+        let members = &service.pool.members;
+        let of_vip = |vip: IpAddr| members.iter().map(move |member| (vip, *member));
+        service.vips.iter().copied().flat_map(of_vip)
+    });
+    ways.collect()
 }
 
 fn content(plan: &ClientPlan) -> Content {

@@ -78,6 +78,26 @@ impl InstalledEntry {
         Ok(())
     }
 
+    /// Ends what was remembered of connections before this program began that lead to members that are gone, by ports that are
+    /// published no more, or, UDP, around a port that is published. To be called after [`Self::apply`], and only where the plan is
+    /// known to be no older than those connections.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn purge_unknown(&self, host: &Netns, subnets: &BTreeSet<IpNet>) -> Result<(), ApplyError> {
+        let Some(plan) = &self.plan else {
+            return Ok(());
+        };
+        let (flows, published) = (flows_of(plan), udp_ports_of(plan));
+        flows::purge(host, |connection| {
+            let answers = connection.reply.source;
+            let led = connection.original.destination != answers
+                && subnets.iter().any(|subnet| subnet.contains(&answers));
+            flows::is_led(connection) && led && !flows.contains(&flow_of(connection))
+                || passes_by(connection, &published)
+        })
+    }
+
     /// Puts the table back if somebody else changed or removed it, as a firewall does that is loaded anew. Says whether it was so.
     ///
     /// # Errors
@@ -163,32 +183,28 @@ pub(crate) fn with_netlink(
 }
 
 /// Ends what is remembered of connections that would not be led as they were: to members that left, by ports that are published no
-/// more, and UDP that began to ask before its port was published. What stood before is not known after this program's start: then
-/// it ends UDP alone. TCP notices by itself, and must not be ended by what is not known yet.
+/// more, and UDP that began to ask before its port was published. What stood before is not known after this program's start: see
+/// [`InstalledEntry::purge_unknown`].
 fn purge(host: &Netns, known: Option<&EntryPlan>, plan: &EntryPlan) -> Result<(), ApplyError> {
-    let flows = flows_of(plan);
     let Some(known) = known else {
-        return flows::purge(host, |connection| {
-            let answers = connection.reply.source;
-            let led = connection.original.destination != answers
-                && plan.subnets.iter().any(|subnet| subnet.contains(&answers));
-            let is_udp = connection.protocol == Protocol::Udp.number();
-            is_udp && led && !flows.contains(&flow_of(connection))
-        });
+        return Ok(());
     };
-    let gone = &flows_of(known) - &flows;
+    let gone = &flows_of(known) - &flows_of(plan);
     let fresh = &udp_ports_of(plan) - &udp_ports_of(known);
     if gone.is_empty() && fresh.is_empty() {
         return Ok(());
     }
     flows::purge(host, |connection| {
-        let answered = connection.status & status::SEEN_REPLY != 0;
-        gone.contains(&flow_of(connection))
-            || (connection.protocol == Protocol::Udp.number()
-                && !answered
-                && connection.original.destination == connection.reply.source
-                && fresh.contains(&connection.original.destination_port))
+        gone.contains(&flow_of(connection)) || passes_by(connection, &fresh)
     })
+}
+
+/// Whether this is UDP that asked one of these ports before it was published, and was answered by nobody.
+fn passes_by(connection: &Connection, ports: &BTreeSet<u16>) -> bool {
+    connection.protocol == Protocol::Udp.number()
+        && connection.status & status::SEEN_REPLY == 0
+        && connection.original.destination == connection.reply.source
+        && ports.contains(&connection.original.destination_port)
 }
 
 /// A protocol's number, a published port, and who answers there.

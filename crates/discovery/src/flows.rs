@@ -4,7 +4,7 @@
 //! with it: UDP would flow into nothing for as long as somebody sends.
 
 use netns::conntrack::Connection;
-use netns::nftables::{Snapshot, Table};
+use netns::nftables::{Protocol, Snapshot, Table};
 use netns::{NetfilterError, NetfilterSocket, Netns};
 
 use crate::content::Content;
@@ -22,6 +22,13 @@ pub(crate) fn purge(
         tracing::debug!("{count} connections through services forgotten in {netns}");
     }
     Ok(())
+}
+
+/// Whether a connection is of a kind that services carry.
+pub(crate) fn is_led(connection: &Connection) -> bool {
+    [Protocol::Tcp, Protocol::Udp]
+        .map(Protocol::number)
+        .contains(&connection.protocol)
 }
 
 /// A table as it stands.

@@ -110,6 +110,7 @@ impl Stream {
             self.listing = Some(listing);
             return;
         }
+        self.said.services = true;
         let before = self.services.clone();
         self.replace_services(listing.0, messages);
         if self.services != before || !self.services_told {
@@ -469,5 +470,56 @@ mod tests {
         welcome(&mut agent);
         hear(&mut agent, [rows(30, Vec::new())]);
         assert_eq!(reached(&mut agent), [30]);
+    }
+
+    #[test]
+    fn the_program_is_told_once_a_manager_of_now_has_said_all() {
+        let mut agent = connected();
+        let all = |settled| {
+            ToAgent::Rows(Rows {
+                vni: vni(),
+                generation: 1,
+                from: 0,
+                to: 10,
+                part: 0,
+                last: true,
+                settled,
+                rows: Vec::new(),
+            })
+        };
+        let told = |agent: &mut Agent| {
+            let events = events(agent).into_iter();
+            let caught_up = events.filter(|event| *event == Event::CaughtUp(vni()));
+            caught_up.count()
+        };
+        hear(&mut agent, [all(true)]);
+        assert_eq!(told(&mut agent), 0, "the services are still to come");
+        hear(&mut agent, listing(vni(), Vec::new()));
+        assert_eq!(told(&mut agent), 1);
+        hear(&mut agent, [all(true)]);
+        assert_eq!(told(&mut agent), 0, "once");
+
+        // A manager that is still learning what it lost.
+        welcome(&mut agent);
+        hear(&mut agent, listing(vni(), Vec::new()));
+        hear(&mut agent, [all(false)]);
+        assert_eq!(told(&mut agent), 0);
+        hear(&mut agent, [all(true)]);
+        assert_eq!(told(&mut agent), 1);
+
+        // What an earlier agent knew may be old by now.
+        let kept = agent.snapshot(CLUSTER);
+        let host = crate::testing::host_info(HostId::from_bytes([2; 16]), 2, [192, 0, 2, 2]);
+        let mut next = Agent::new(host, CLUSTER.to_owned(), agent.managers().to_vec());
+        next.subscribe(vni());
+        for message in kept {
+            next.restore(message, Duration::ZERO);
+        }
+        assert_eq!(told(&mut next), 0);
+        welcome(&mut next);
+        hear(&mut next, listing(vni(), Vec::new()));
+        assert_eq!(told(&mut next), 0, "rows are of before");
+        hear(&mut next, [all(true)]);
+        assert_eq!(told(&mut next), 1);
     }
 }

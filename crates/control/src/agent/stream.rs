@@ -47,9 +47,21 @@ pub(super) struct Stream {
     claimed: (u16, u64),
     /// What came in answer to the subscription on this connection is complete.
     answered: bool,
+    pub(super) said: Said,
     receiving: Option<Receiving>,
     resync_asked: Option<Duration>,
     news_at: Option<Duration>,
+}
+
+/// What a manager has said of a network on this connection.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// All its services.
+    pub(super) services: bool,
+    /// All its rows, or all that have changed.
+    rows: bool,
+    /// The program was told that both are here.
+    told: bool,
 }
 
 /// A message in parts.
@@ -80,6 +92,7 @@ impl Stream {
             settled: false,
             claimed: (0, 0),
             answered: false,
+            said: Said::default(),
             receiving: None,
             resync_asked: None,
             news_at: None,
@@ -147,6 +160,19 @@ impl Stream {
                 rows: rows.to_vec(),
             })
         }));
+    }
+
+    /// What was said before, on other connections or in an earlier life of this agent, may be old by now.
+    pub(super) fn connected(&mut self) {
+        self.said = Said::default();
+    }
+
+    /// Tells the program once for each connection that all before is the word of a manager that has lost nothing, and no older.
+    pub(super) fn tell_caught_up(&mut self, outputs: &mut VecDeque<Output>) {
+        let caught_up = self.said.services && self.said.rows && self.settled;
+        if caught_up && !std::mem::replace(&mut self.said.told, true) {
+            outputs.push_back(Output::Event(Event::CaughtUp(self.vni)));
+        }
     }
 
     /// Parts of an unfinished message do not come any more.
@@ -338,6 +364,7 @@ impl Stream {
             return;
         }
         self.answered = true;
+        self.said.rows = true;
         let newer = done.generation > self.generation;
         if done.from == 0 {
             // A manager that lost nothing never forgets a row and never lowers its epoch. So what a settled snapshot lacks or

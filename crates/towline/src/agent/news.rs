@@ -131,6 +131,7 @@ fn handle(agent: &Arc<Agent>, member: &Arc<Member>, event: Event) {
             generation,
             revision,
         } => member.services.reached(vni, generation, revision),
+        Event::CaughtUp(vni) => member.services.caught_up(vni),
         Event::Owned(owned) => container::owned(agent, &owned),
     }
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use control::Epoch;
 use control::service::{Publish, PublishMode, Service};
+use control::{Epoch, Network};
 use crossbeam_channel::Sender;
 use discovery::slots::mix;
 use discovery::{EntryHost, InstalledClient, InstalledEntry, InstalledMember, MemberNetwork};
@@ -29,6 +29,8 @@ pub(super) struct Keeper {
     services: discovery::Services,
     /// Networks of which all has been told.
     complete: BTreeSet<Vni>,
+    /// Those of them of which a manager has told since this agent's start.
+    caught_up: BTreeSet<Vni>,
     /// Networks that have changed since their namespaces were seen to.
     changed: BTreeSet<Vni>,
     /// What is to be told of once it is in force.
@@ -47,6 +49,8 @@ struct Place {
     client: InstalledClient,
     member: InstalledMember,
     stale: bool,
+    /// No connections are left in it of a time before this agent's.
+    looked_through: bool,
     problem: Option<String>,
     /// Who waits for its rules.
     waiting: Vec<Sender<()>>,
@@ -66,6 +70,8 @@ struct Host {
     entry: InstalledEntry,
     reserved: Reserved,
     stale: bool,
+    /// As [`Place::looked_through`].
+    looked_through: bool,
     problem: Option<String>,
 }
 
@@ -108,6 +114,10 @@ impl Keeper {
                     self.members.stale = true;
                 }
             }
+            Work::CaughtUp(vni) => {
+                self.caught_up.insert(vni);
+                self.changed.insert(vni);
+            }
             Work::Ingress(vni) => {
                 member.services.shared().ingress = vni;
                 self.host.stale = true;
@@ -117,6 +127,7 @@ impl Keeper {
                 self.services.forget(vni);
                 member.services.shared().services.remove(&vni);
                 self.complete.remove(&vni);
+                self.caught_up.remove(&vni);
                 self.vips.remove(&vni);
                 self.reached.remove(&vni);
                 self.changed.insert(vni);
@@ -129,6 +140,8 @@ impl Keeper {
                 let place = self.places.entry(name.clone()).or_default();
                 place.ports = ports(agent, &name);
                 place.stale = true;
+                // One that waits for its rules has not sent anything yet.
+                place.looked_through |= done.is_some();
                 place.waiting.extend(done);
                 self.members.found(name, started);
             }
@@ -220,6 +233,13 @@ impl Keeper {
                         None if on_ingress.is_some() => place.member.remove(&netns)?,
                         None => {}
                     }
+                    let now = own.iter().all(|vni| self.caught_up.contains(vni));
+                    if now && !place.looked_through {
+                        place
+                            .client
+                            .purge_unknown(&netns, &subnets_of(&networks, &own))?;
+                        place.looked_through = true;
+                    }
                     Ok(())
                 });
             let problem = applied.err().map(|error| format!("{error:#}"));
@@ -255,20 +275,22 @@ impl Keeper {
         let holder = |published: &Publish| publish::holder(agent, published);
         self.host.reserved.settle(&agent.netns, published, holder);
         let networks = agent.state.read(|state| state.networks.clone());
-        let subnets = networks
-            .iter()
-            .filter(|network| network.vni == vni)
-            .flat_map(|network| network.subnets.iter().map(|subnet| subnet.net));
+        let subnets = subnets_of(&networks, &BTreeSet::from([vni]));
         let (ipv4, ipv6) = member.gateway().networks();
         let host = EntryHost {
             salt: salt(member.host.id.as_bytes()),
-            subnets: subnets.collect(),
+            subnets,
             // The gateway bridge's addresses mean nothing on another host.
             local_sources: [IpNet::from(ipv4), IpNet::from(ipv6)].into(),
             excluded: self.host.reserved.taken(),
         };
         let plan = self.services.entry_plan(vni, &host);
-        let applied = self.host.entry.apply(&agent.netns, &plan);
+        let entry = &mut self.host.entry;
+        let mut applied = entry.apply(&agent.netns, &plan);
+        if applied.is_ok() && !self.host.looked_through && self.caught_up.contains(&vni) {
+            applied = entry.purge_unknown(&agent.netns, &host.subnets);
+            self.host.looked_through = applied.is_ok();
+        }
         let applied = applied.context("published ports are not as they should be");
         let problem = applied.err().map(|error| format!("{error:#}"));
         if problem != self.host.problem
@@ -358,6 +380,14 @@ impl Shared {
             .flatten()
             .filter(move |service| seen.insert(service.epoch))
     }
+}
+
+fn subnets_of(networks: &[Network], vnis: &BTreeSet<Vni>) -> BTreeSet<IpNet> {
+    let wanted = networks
+        .iter()
+        .filter(|network| vnis.contains(&network.vni));
+    let subnets = wanted.flat_map(|network| &network.subnets);
+    subnets.map(|subnet| subnet.net).collect()
 }
 
 fn ports(agent: &Agent, name: &str) -> Vec<Port> {

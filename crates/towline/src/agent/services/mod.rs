@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Nothing of it is on the path of a packet: the rules are the kernel's and stay while no agent runs. A new agent changes them only
-//! once it has heard of all that a namespace's networks hold. Does NOT say what rules look like: that is `discovery`'s.
+//! once it has heard of all that a namespace's networks hold, and looks for connections to who left meanwhile once that is a manager's
+//! word and not what its predecessor knew. Does NOT say what rules look like: that is `discovery`'s.
 
 mod keeper;
 mod members;
@@ -46,6 +47,8 @@ enum Work {
         generation: u16,
         revision: u64,
     },
+    /// The news of a network before are a manager's of now.
+    CaughtUp(Vni),
     /// The network of published ports.
     Ingress(Option<Vni>),
     /// A network is followed no more.
@@ -131,6 +134,11 @@ impl Services {
             generation,
             revision,
         });
+    }
+
+    /// The news of a network before are a manager's of now.
+    pub(super) fn caught_up(&self, vni: Vni) {
+        self.send(Work::CaughtUp(vni));
     }
 
     /// The network of published ports is this one.
