@@ -68,12 +68,26 @@ impl Gateway {
     /// # Errors
     /// When the kernel refuses.
     pub fn unpublish(&mut self, host_ifname: &str) -> Result<(), BridgeError> {
-        let (Some(ports), Some(addresses)) = (
+        let ports = self.published.get(host_ifname).cloned();
+        self.close(host_ifname, &ports.unwrap_or_default())
+    }
+
+    /// Closes these ports of a container, and forgets their connections. One that it has not is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn close(&mut self, host_ifname: &str, ports: &[HostPort]) -> Result<(), BridgeError> {
+        let (Some(held), Some(addresses)) = (
             self.published.get(host_ifname).cloned(),
             self.ports.get(host_ifname).copied(),
         ) else {
             return Ok(());
         };
+        let (ports, kept): (Vec<HostPort>, Vec<HostPort>) =
+            held.into_iter().partition(|port| ports.contains(port));
+        if ports.is_empty() {
+            return Ok(());
+        }
         let elements: Vec<Leads> = ports
             .iter()
             .flat_map(|port| leads(port, addresses))
@@ -90,7 +104,11 @@ impl Gateway {
             }
             done => done?,
         }
-        self.published.remove(host_ifname);
+        if kept.is_empty() {
+            self.published.remove(host_ifname);
+        } else {
+            self.published.insert(host_ifname.to_owned(), kept);
+        }
         let mut socket = NetfilterSocket::open(&self.host)?;
         for port in &ports {
             for address in [addresses.0.into(), addresses.1.into()] {

@@ -1,7 +1,7 @@
 //! Services: what a client asks becomes a request to the manager, and back.
 
 use anyhow::{Context as _, bail};
-use control::service::{PublishMode, ServiceSpec};
+use control::service::{PublishMode, Service, ServiceSpec};
 use control::{MemberView, Request, Response, ServiceDetails, State};
 
 use super::container::publish;
@@ -50,7 +50,7 @@ fn update(
     for _ in 0..ATTEMPTS {
         let before = details(member, service)?.service;
         let spec = change.clone().applied(before.spec.clone())?;
-        prepare(agent, member, &spec, Some(&before.spec))?;
+        prepare(agent, member, &spec, Some(&before))?;
         let request = Request::UpdateService {
             version: before.version,
             service: before.id.clone(),
@@ -88,7 +88,7 @@ fn prepare(
     agent: &Agent,
     member: &Member,
     spec: &ServiceSpec,
-    before: Option<&ServiceSpec>,
+    before: Option<&Service>,
 ) -> anyhow::Result<()> {
     if spec.uses_ingress() && member.services.ingress_network().is_none() {
         ingress::make_network(agent, member)?;
@@ -101,14 +101,20 @@ fn check_ports(
     agent: &Agent,
     member: &Member,
     spec: &ServiceSpec,
-    before: Option<&ServiceSpec>,
+    before: Option<&Service>,
 ) -> anyhow::Result<()> {
-    let known = |publish| before.is_some_and(|before| before.publish.contains(publish));
-    let ingress = spec
-        .publish
-        .iter()
-        .filter(|publish| publish.mode == PublishMode::Ingress && !known(publish));
-    for publish in ingress {
+    let known = |publish| before.is_some_and(|before| before.spec.publish.contains(publish));
+    let new = || spec.publish.iter().filter(|publish| !known(publish));
+    let has_member = agent.state.read(|state| {
+        let mut parts = state.endpoints.iter().filter_map(|record| record.member);
+        before.is_some_and(|before| parts.any(|part| part.service == before.epoch))
+    });
+    // Members that run get them at once.
+    let own = new().filter(|publish| publish.mode == PublishMode::Host);
+    for publish in own.filter(|publish| has_member && publish.published.is_some()) {
+        publish::could_be(agent, member, publish)?;
+    }
+    for publish in new().filter(|publish| publish.mode == PublishMode::Ingress) {
         if let Some(container) = publish::holder(agent, publish) {
             bail!(
                 "port '{}' is already in use by container {container} of this host (run --publish): remove that, or publish \

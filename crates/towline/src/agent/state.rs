@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, bail};
+use control::service::Publish;
 use control::{AddressPool, Endpoint, Epoch, HostId, Network};
 use serde::{Deserialize, Serialize};
 use vtep::datapath::Backend;
@@ -44,7 +45,10 @@ pub(crate) struct State {
     pub(crate) attachments: Vec<AttachmentRecord>,
     /// Ports of this host that containers asked for which have no place on the gateway bridge now.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) closed_ports: BTreeMap<String, Vec<control::service::Publish>>,
+    pub(crate) closed_ports: BTreeMap<String, Vec<Publish>>,
+    /// Which of the ports that containers have are those of their services.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) service_ports: BTreeMap<String, Vec<ServicePort>>,
     /// What the kernel's limits of neighbours were before they were raised, by IP version.
     #[serde(default)]
     pub(crate) neighbor_limits: BTreeMap<String, u64>,
@@ -189,12 +193,38 @@ impl State {
         }
     }
 
+    /// A container has this port no more by its service.
+    pub(crate) fn forget_port(&mut self, container: &str, port: &Publish) {
+        if let Some(known) = self.service_ports.get_mut(container) {
+            known.retain(|known| known.port != *port);
+        }
+        self.service_ports.retain(|_, ports| !ports.is_empty());
+        let records = self.attachments.iter_mut();
+        for record in records.filter(|record| record.container == container) {
+            record.publish.retain(|known| known != port);
+        }
+        if let Some(closed) = self.closed_ports.get_mut(container) {
+            closed.retain(|known| known != port);
+        }
+        self.closed_ports.retain(|_, ports| !ports.is_empty());
+    }
+
     /// A container's places in networks, as far as they stand.
     pub(crate) fn places(&self, container: &str) -> impl Iterator<Item = &EndpointRecord> {
         let own = move |record: &&EndpointRecord| record.container == container;
         let records = self.endpoints.iter().filter(own);
         records.filter(|record| record.standing.is_whole())
     }
+}
+
+/// A port of this host that a container has by its service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct ServicePort {
+    /// As the service asks for it.
+    pub(crate) asked: Publish,
+    /// As the container has it: with a number, where the service asks for any.
+    pub(crate) port: Publish,
 }
 
 /// One container's place on the gateway bridge.
@@ -211,7 +241,7 @@ pub(crate) struct AttachmentRecord {
     pub(crate) addresses: (Ipv4Addr, Ipv6Addr),
     /// Ports of this host that are its own, as `run --publish` asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) publish: Vec<control::service::Publish>,
+    pub(crate) publish: Vec<Publish>,
     /// Whether the container was started without a network: it keeps this place whatever networks come and go.
     #[serde(default)]
     pub(crate) own: bool,
@@ -244,6 +274,7 @@ impl StateFile {
                 endpoints: Vec::new(),
                 attachments: Vec::new(),
                 closed_ports: BTreeMap::new(),
+                service_ports: BTreeMap::new(),
                 neighbor_limits: BTreeMap::new(),
                 mount_points: Vec::new(),
             },
@@ -386,6 +417,7 @@ pub(super) mod tests {
             endpoints: Vec::new(),
             attachments: Vec::new(),
             closed_ports: BTreeMap::new(),
+            service_ports: BTreeMap::new(),
             mount_points: Vec::new(),
             neighbor_limits: BTreeMap::new(),
         };

@@ -120,7 +120,7 @@ pub(super) fn attach(
     })?;
     Netlink::open(&agent.netns)?
         .set_alias(&host_ifname, &format!("towline container {}", spec.name))?;
-    publish::open(agent, member, &spec.name, &closed.unwrap_or_default())?;
+    publish::open(agent, member, &spec.name, &closed.unwrap_or_default(), &[])?;
     Ok(())
 }
 
@@ -159,12 +159,14 @@ pub(super) fn detach(agent: &Agent, member: &Member, spec: &Spec) -> anyhow::Res
 /// As [`detach`].
 pub(super) fn release(agent: &Agent, member: &Member, spec: &Spec) -> anyhow::Result<()> {
     detach(agent, member, spec)?;
-    let kept = agent
-        .state
-        .read(|state| state.closed_ports.contains_key(&spec.name));
+    let kept = agent.state.read(|state| {
+        let of_service = state.service_ports.contains_key(&spec.name);
+        of_service || state.closed_ports.contains_key(&spec.name)
+    });
     if kept {
         agent.state.update(|state| {
             state.closed_ports.remove(&spec.name);
+            state.service_ports.remove(&spec.name);
         })?;
     }
     Ok(())

@@ -357,11 +357,10 @@ fn make(
         gateway::attach(agent, member, &netns, spec)
             .with_context(|| format!("can't attach {} to the gateway bridge", spec.name))?;
     }
-    let mut ports = request.publish.clone();
-    if let Some((service, _)) = &service {
-        ports.extend(publish::of_service(service));
-    }
-    if !publish::open(agent, member, &spec.name, &ports)? {
+    let of_service = service
+        .as_ref()
+        .map_or_else(Vec::new, |(service, _)| publish::of_service(service));
+    if !publish::open(agent, member, &spec.name, &request.publish, &of_service)? {
         warnings.push(places::ports_closed(&spec.name));
     }
     warnings.extend(

@@ -152,6 +152,7 @@ impl Keeper {
             }
             Work::Started { name } => self.members.started(&name),
             Work::Health { name, healthy, why } => self.members.health(&name, healthy, &why),
+            Work::Ports { name, problem } => self.members.ports_followed(&name, problem),
             Work::Drain { name, done } => {
                 self.members.drain(agent, member, &name);
                 let _ = done.send(());

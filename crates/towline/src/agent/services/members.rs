@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::EndpointState;
-use control::service::{HealthCheck, Membership, Service};
+use control::service::{HealthCheck, Membership, Publish, Service};
 use discovery::health::{Checker, HealthTarget};
 use netns::Netns;
 use vtep::Vni;
 
 use super::Work;
-use crate::agent::state::EndpointRecord;
+use crate::agent::container::publish::{follow_service, of_service};
+use crate::agent::state::{EndpointRecord, ServicePort};
 use crate::agent::{Agent, Member, ingress};
 
 /// Containers of this host, as far as services are concerned.
@@ -40,6 +41,16 @@ struct Container {
     healthy: Option<bool>,
     /// Why it is as it is.
     why: String,
+    problem: Option<String>,
+    ports: Ports,
+}
+
+/// The ports that a container has by its service.
+#[derive(Default)]
+struct Ports {
+    /// Somebody is bringing them to what is asked for.
+    following: bool,
+    /// Why not all could be had.
     problem: Option<String>,
 }
 
@@ -77,6 +88,26 @@ impl Members {
         }
     }
 
+    /// The ports of a container were brought to what its service asks for.
+    pub(super) fn ports_followed(&mut self, name: &str, problem: Option<String>) {
+        let Some(container) = self.containers.get_mut(name) else {
+            return;
+        };
+        container.ports.following = false;
+        let problem = problem.map(|why| {
+            format!("container {name}: not all ports that its service publishes on its host are open: {why}")
+        });
+        if let Some(problem) = problem
+            .as_ref()
+            .filter(|_| problem != container.ports.problem)
+        {
+            tracing::warn!("{problem}");
+        }
+        // They may be others by now; what could not be had is tried again in a while.
+        self.stale |= problem.is_none();
+        container.ports.problem = problem;
+    }
+
     /// A container is about to go: it serves no more, which is said before this returns.
     pub(super) fn drain(&mut self, agent: &Agent, member: &Member, name: &str) {
         if let Some(container) = self.containers.get_mut(name) {
@@ -93,9 +124,10 @@ impl Members {
 
     /// What the operator should know.
     pub(super) fn problems(&self) -> impl Iterator<Item = String> {
-        self.containers
-            .values()
-            .filter_map(|container| container.problem.clone())
+        self.containers.values().flat_map(|container| {
+            let problems = container.problem.iter().chain(&container.ports.problem);
+            problems.cloned()
+        })
     }
 
     /// How those are that are checked, by container.
@@ -127,7 +159,9 @@ impl Members {
         if !std::mem::take(&mut self.stale) {
             return;
         }
-        let records = agent.state.read(|state| state.endpoints.clone());
+        let (records, ports) = agent
+            .state
+            .read(|state| (state.endpoints.clone(), state.service_ports.clone()));
         let ingress = member.services.ingress_network();
         for (name, container) in &mut self.containers {
             let own = || {
@@ -138,17 +172,20 @@ impl Members {
                 let membership = record.member?;
                 (Some(record.vni) != ingress).then_some((record, membership))
             }) else {
+                container.follow_ports(agent, name, &ports, Vec::new());
                 continue;
             };
             let mut known = services.of(record.vni);
             let Some(service) = known.find(|service| service.epoch == membership.service) else {
                 if complete.contains(&record.vni) {
                     container.checked = None;
+                    container.follow_ports(agent, name, &ports, Vec::new());
                     publish(agent, member, name, |_| None);
                 }
                 continue;
             };
             container.check(agent, member, name, record, membership, service);
+            container.follow_ports(agent, name, &ports, of_service(service));
             let serving = container.started
                 && !container.draining
                 && (container.checked.is_none() || container.healthy == Some(true));
@@ -165,6 +202,25 @@ impl Members {
 }
 
 impl Container {
+    /// Sees to it that a running container has the ports that its service asks for, and no others by it.
+    fn follow_ports(
+        &mut self,
+        agent: &Arc<Agent>,
+        name: &str,
+        known: &BTreeMap<String, Vec<ServicePort>>,
+        wanted: Vec<Publish>,
+    ) {
+        let known = known.get(name).map_or(&[][..], Vec::as_slice);
+        let same =
+            wanted.len() == known.len() && known.iter().all(|known| wanted.contains(&known.asked));
+        if same {
+            self.ports.problem = None;
+        } else if self.started && !self.draining && !self.ports.following {
+            self.ports.following = true;
+            follow_service(agent, name, wanted);
+        }
+    }
+
     /// Sees to it that what the service asks for is checked, and nothing else.
     fn check(
         &mut self,

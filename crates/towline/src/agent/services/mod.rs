@@ -70,6 +70,11 @@ enum Work {
         healthy: bool,
         why: String,
     },
+    /// The ports that a member has by its service are as they should be, or not.
+    Ports {
+        name: String,
+        problem: Option<String>,
+    },
     /// A member goes: it serves no more, whatever its health.
     Drain { name: String, done: Sender<()> },
     /// The host's own port has come.
@@ -181,6 +186,14 @@ impl Services {
     pub(crate) fn started(&self, name: &str) {
         self.send(Work::Started {
             name: name.to_owned(),
+        });
+    }
+
+    /// The ports that a container has by its service have been brought to what it asks for; `problem`: not all.
+    pub(crate) fn ports_followed(&self, name: &str, problem: Option<String>) {
+        self.send(Work::Ports {
+            name: name.to_owned(),
+            problem,
         });
     }
 
