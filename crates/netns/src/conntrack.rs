@@ -18,7 +18,6 @@ const DELETE: u16 = 2;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const STATUS: u16 = 3;
-const PROTOCOL_INFO: u16 = 4;
 const TIMEOUT: u16 = 7;
 const MARK: u16 = 8;
 const ID: u16 = 12;
@@ -36,9 +35,6 @@ const DESTINATION6: u16 = 4;
 const PROTOCOL: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
-/// `enum ctattr_protoinfo`, `enum ctattr_protoinfo_tcp`.
-const INFO_TCP: u16 = 1;
-const TCP_STATE: u16 = 1;
 
 /// One direction of a connection, as its packets bear it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,33 +47,6 @@ pub struct Tuple {
     pub source_port: u16,
     /// To which port; 0 where the protocol has none.
     pub destination_port: u16,
-}
-
-/// How far a TCP connection is (`enum tcp_conntrack`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TcpState {
-    /// Not yet made.
-    Opening,
-    /// Both may send.
-    Established,
-    /// One side has ended, or both have and the last packets may be on their way.
-    Closing,
-    /// Reset, or over.
-    Closed,
-}
-
-impl TcpState {
-    fn of(number: u8) -> Self {
-        match number {
-            // NONE, SYN_SENT, SYN_RECV, SYN_SENT2.
-            0..=2 | 9 => Self::Opening,
-            3 => Self::Established,
-            // FIN_WAIT, CLOSE_WAIT, LAST_ACK.
-            4..=6 => Self::Closing,
-            // TIME_WAIT, CLOSE.
-            _ => Self::Closed,
-        }
-    }
 }
 
 /// One entry of the connection table.
@@ -97,23 +66,10 @@ pub struct Connection {
     pub label: Option<[u8; 16]>,
     /// `enum ip_conntrack_status`.
     pub status: u32,
-    /// Of TCP.
-    pub tcp: Option<TcpState>,
     /// The kernel's number of it, so that none is deleted in another's place.
     id: Option<u32>,
     /// Its zone, in the kernel's bytes.
     zone: Option<[u8; 2]>,
-}
-
-impl Connection {
-    /// Whether somebody may still wait for data of it: TCP before its last FIN, and anything else that was answered.
-    pub fn is_open(&self) -> bool {
-        match self.tcp {
-            Some(state) => state != TcpState::Closed,
-            // IPS_SEEN_REPLY.
-            None => self.status & 2 != 0,
-        }
-    }
 }
 
 /// Which connections are meant; a new one means all.
@@ -372,11 +328,6 @@ fn connection(message: Message<'_>) -> Option<Connection> {
         mark: entry.u32(MARK).unwrap_or_default(),
         label,
         status: entry.u32(STATUS).unwrap_or_default(),
-        tcp: entry
-            .inside(PROTOCOL_INFO)
-            .inside(INFO_TCP)
-            .u8(TCP_STATE)
-            .map(TcpState::of),
         id: entry.u32(ID),
         zone: entry.find(ZONE).and_then(|zone| zone.try_into().ok()),
     })
@@ -419,9 +370,6 @@ mod tests {
             message.u32(STATUS, connection.status);
             message.u32(TIMEOUT, 30);
             message.bytes(LABELS, &connection.label.unwrap_or_default());
-            message.nest(PROTOCOL_INFO, |info| {
-                info.nest(INFO_TCP, |tcp| tcp.u8(TCP_STATE, 3));
-            });
         });
         bytes.as_bytes().to_vec()
     }
@@ -446,7 +394,6 @@ mod tests {
             mark: 0,
             label: Some([7; 16]),
             status: 2,
-            tcp: Some(TcpState::Established),
             id: None,
             zone: None,
         }
@@ -458,7 +405,6 @@ mod tests {
         let bytes = told(&wanted);
         let read: Vec<_> = messages(&bytes).filter_map(connection).collect();
         assert_eq!(read, [wanted]);
-        assert!(read[0].is_open());
     }
 
     #[test]

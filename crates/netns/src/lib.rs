@@ -5,6 +5,7 @@
 //!   own, so that the caller can never be left in the wrong one.
 //! - [`Netlink`] is a blocking rtnetlink socket bound to the namespace it was opened in.
 //! - [`NetfilterSocket`] is the same for the packet filter and the connection table: [`nftables`], [`conntrack`].
+//! - [`TcpSockets`] are the TCP sockets of a namespace.
 //! - [`sysctl`] reads and writes `/proc/sys` of a namespace.
 //!
 //! What this crate does NOT do: it knows nothing of overlays, bridges' purposes or containers, runs no program (no `ip`,
@@ -23,6 +24,7 @@ mod netlink;
 pub mod nftables;
 mod routes;
 mod rules;
+mod sockets;
 pub mod sysctl;
 
 pub use addresses::Address;
@@ -32,3 +34,4 @@ pub use netfilter::{NetfilterError, NetfilterSocket};
 pub use netlink::{Netlink, NetlinkError};
 pub use routes::Route;
 pub use rules::{Hop, Rule, TableRoute};
+pub use sockets::{TcpConnection, TcpSockets};

@@ -1,10 +1,14 @@
 //! Takes a member out of its service before it ends: no host sends it new connections, and the open ones come to their end.
+//!
+//! Connections are TCP's, as the sockets in the member's namespace know them: so those by a virtual address, by a port of every host, by a
+//! port of this host and to the member's own address are all seen, whatever rules stand. UDP has none to wait for: its flows are
+//! led to other members.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use netns::conntrack::Filter;
-use netns::{NetfilterSocket, Netns};
+use netns::{Netns, TcpSockets};
 
 use super::Agent;
 use crate::agent::Member;
@@ -45,7 +49,13 @@ impl Drain {
         for record in &records {
             confirm(&member, name, record, deadline);
         }
-        if let Err(error) = wait_for_connections(name, &records, deadline) {
+        let mut ips: HashSet<IpAddr> = records
+            .iter()
+            .flat_map(|record| &record.ips)
+            .copied()
+            .collect();
+        ips.extend(gateway(agent, name));
+        if let Err(error) = wait_for_connections(name, &ips, deadline) {
             tracing::warn!(
                 "container {name} ends at once, its connections cannot be seen: {error:#}"
             );
@@ -73,26 +83,37 @@ fn confirm(member: &Member, name: &str, record: &EndpointRecord, deadline: Insta
     }
 }
 
-/// Waits until nobody has a connection to these addresses.
+/// Where connections to this host's own ports of a container arrive.
+fn gateway(agent: &Agent, name: &str) -> Vec<IpAddr> {
+    agent.state.read(|state| {
+        let mut records = state.attachments.iter();
+        let record = records.find(|record| record.container == name && !record.publish.is_empty());
+        record.map_or_else(Vec::new, |record| {
+            vec![record.addresses.0.into(), record.addresses.1.into()]
+        })
+    })
+}
+
+/// Waits until nobody has a connection to these addresses of a container.
 fn wait_for_connections(
     name: &str,
-    records: &[EndpointRecord],
+    ips: &HashSet<IpAddr>,
     deadline: Instant,
 ) -> anyhow::Result<()> {
+    // One to a port that is listened on was made by a client. A server may stop listening while it is drained.
+    let mut served = HashSet::<u16>::new();
     loop {
-        // Not kept: an open socket would keep the namespace.
-        let mut socket = NetfilterSocket::open(&Netns::open(name)?)?;
-        let mut open = 0;
-        for ip in records.iter().flat_map(|record| &record.ips) {
-            let connections = socket
-                .connections(&Filter::new().original_destination(*ip))
-                .context("can't list connections")?;
-            open += connections
-                .iter()
-                .filter(|connection| connection.is_open())
-                .count();
-        }
-        drop(socket);
+        // Not kept: an open file of a namespace keeps it.
+        let sockets = TcpSockets::of(&Netns::open(name)?)?;
+        served.extend(&sockets.listening);
+        let open = sockets
+            .open
+            .iter()
+            .filter(|connection| ips.contains(&connection.local.ip()))
+            .filter(|connection| served.contains(&connection.local.port()))
+            // With itself it needs no time.
+            .filter(|connection| !ips.contains(&connection.remote.ip()))
+            .count();
         if open == 0 {
             return Ok(());
         }
