@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use control::EndpointState;
 use control::service::{HealthCheck, Membership, Publish, Service};
 use discovery::health::{Checker, HealthTarget};
 use netns::Netns;
+use rustix::process::{Pid, Signal, kill_process_group};
 use vtep::Vni;
 
 use super::Work;
@@ -305,6 +307,8 @@ fn command(
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            // What the command starts must end with it: the next check would start it again.
+            .process_group(0)
             .spawn()
             .map_err(|error| format!("the command cannot be started ({error})"))?;
         let deadline = Instant::now() + limit;
@@ -316,7 +320,7 @@ fn command(
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Ok(None) => {
-                    let _ = child.kill();
+                    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
                     let _ = child.wait();
                     return Err(format!("the command took longer than {limit:?}"));
                 }
