@@ -56,6 +56,15 @@ pub(crate) enum Request {
         #[serde(default)]
         drain_timeout: Option<u32>,
     },
+    /// `towline stop`.
+    Stop {
+        /// The container's name, or the beginning of its id.
+        name: String,
+        /// Seconds that its command has to end by itself.
+        grace: u32,
+        /// Seconds that a member's open connections are given; none: as its service says.
+        drain_timeout: Option<u32>,
+    },
     /// `towline network connect`.
     Connect(Connect),
     /// `towline network disconnect`.
@@ -142,6 +151,8 @@ pub(crate) enum Response {
     List(Vec<Container>),
     /// To [`Request::Remove`]: the name of what was removed.
     Removed(String),
+    /// To [`Request::Stop`]: the name of what has ended.
+    Stopped(String),
     /// To [`Request::Connect`] and [`Request::Disconnect`]: what the operator should know, one sentence each.
     Changed(Vec<String>),
 }

@@ -26,6 +26,7 @@ mod run;
 mod service;
 mod shim;
 mod status;
+mod stop;
 mod template;
 pub(crate) mod token;
 mod update;
@@ -90,6 +91,8 @@ enum Command {
     Ps(ps::Args),
     /// Show a container's output
     Logs(logs::Args),
+    /// End a container's command, and keep the container
+    Stop(stop::Args),
     /// Remove a container
     Rm(rm::Args),
     /// List the cluster's hosts, or remove one that is lost
@@ -168,6 +171,7 @@ impl Cli {
             Command::Exec(args) => exec::run(args, &context),
             Command::Ps(args) => ps::run(&args, &context),
             Command::Logs(args) => logs::run(&args, &context),
+            Command::Stop(args) => stop::run(args, &context),
             Command::Rm(args) => rm::run(args, &context),
             Command::Host(command) => host::run(command, &context),
             Command::Promote(args) => promote::run(&args, &context),

@@ -25,18 +25,28 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<ExitCode> {
+    each(args.containers, context, |name| Request::Remove {
+        name,
+        force: args.force,
+        volumes: args.volumes,
+        drain_timeout: args.drain_timeout,
+    })
+}
+
+/// Asks for each container, and prints the names of those that it was done to. One that is refused doesn't spare the others, as in
+/// Docker.
+pub(super) fn each(
+    names: Vec<String>,
+    context: &Context,
+    request: impl Fn(String) -> Request,
+) -> anyhow::Result<ExitCode> {
     let mut client = context.client()?;
     let mut code = ExitCode::SUCCESS;
-    // One that can't be removed doesn't spare the others, as in Docker.
-    for name in args.containers {
-        let request = Request::Remove {
-            name,
-            force: args.force,
-            volumes: args.volumes,
-            drain_timeout: args.drain_timeout,
-        };
-        match client.request(&api::Request::Container(request)) {
-            Ok(api::Response::Container(Response::Removed(name))) => output::line(&name)?,
+    for name in names {
+        match client.request(&api::Request::Container(request(name))) {
+            Ok(api::Response::Container(Response::Removed(name) | Response::Stopped(name))) => {
+                output::line(&name)?;
+            }
             Ok(api::Response::Container(Response::Done)) => {}
             Ok(_) => return Err(unexpected()),
             Err(ClientError::Refused(message)) => {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use netns::{Netlink, Netns};
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 use vtep::fdb::PortId;
 
 use super::{Agent, Drain, gateway, held, host_interface, is_running, lost_mounts, mount_points};
@@ -15,7 +17,7 @@ use crate::agent::state::EndpointRecord;
 use crate::agent::{Member, volumes};
 use crate::shim::EXIT_SIGNAL;
 use crate::shim::folder::{self, Exit, Folder, Phase, Spec};
-use crate::shim::process::{Victims, kill_all, wait_ended};
+use crate::shim::process::{ProcessId, Victims, kill_all, wait_ended};
 
 /// How long killed processes may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -75,41 +77,114 @@ pub(super) fn remove(
         let Some(mut spec) = folder.spec()? else {
             return Ok(Some(spec.name));
         };
-        let running = is_running(&folder, &spec);
-        if running && !force {
+        let shim = running_shim(&folder, &spec)?;
+        if shim.is_some() && !force {
             bail!(
                 "container {} is running: 'towline rm -f {0}' kills and removes it",
                 spec.name
             );
         }
-        if spec.phase == Phase::Ready && !running && !force && folder.exit()?.is_none() {
-            bail!(
-                "container {} is being started: 'towline rm -f {0}' removes it all the same",
-                spec.name
-            );
+        if shim.is_none() && !force {
+            refuse_starting(&folder, &spec)?;
         }
         spec.remove = true;
         spec.remove_volumes |= with_volumes;
         folder.write_spec(&spec)?;
-        if running {
-            folder.running()?.map(|running| running.shim)
-        } else {
-            None
-        }
+        shim
     };
     // Not under the lock: the shim reports the end before it ends itself.
-    if let Some(shim) = shim.map_or(Ok(None), |shim| shim.open())? {
-        drain.wait(agent, &spec.name);
-        kill_inside(&spec)?;
-        if !wait_ended(&shim, SHIM_LIMIT)? {
-            tracing::warn!(
-                "container {}: its shim does not end and is killed",
-                spec.name
-            );
-            rustix::process::pidfd_send_signal(&shim, rustix::process::Signal::KILL)?;
-            wait_ended(&shim, KILL_LIMIT)?;
-        }
+    if let Some(shim) = shim {
+        end(agent, &spec, &shim, drain, None)?;
     }
+    settle(agent, &folder, &spec)?;
+    Ok(Some(spec.name))
+}
+
+/// `towline stop`: drains a member of a service, asks the command to end, and kills it when it has not after `grace`. The container's name.
+/// One that has ended already is fine.
+pub(super) fn stop(
+    agent: &Arc<Agent>,
+    name: &str,
+    grace: Duration,
+    drain: Drain,
+) -> anyhow::Result<String> {
+    let (folder, spec) = agent.containers.find(name)?;
+    let lock = agent.containers.lock(&spec.name);
+    let shim = {
+        let _held = held(&lock);
+        let shim = running_shim(&folder, &spec)?;
+        if shim.is_none() {
+            refuse_starting(&folder, &spec)?;
+        }
+        shim
+    };
+    if let Some(shim) = shim {
+        end(agent, &spec, &shim, drain, Some(grace))?;
+        settle(agent, &folder, &spec)?;
+    }
+    Ok(spec.name)
+}
+
+/// The shim of a container that runs.
+fn running_shim(folder: &Folder, spec: &Spec) -> anyhow::Result<Option<ProcessId>> {
+    if !is_running(folder, spec) {
+        return Ok(None);
+    }
+    Ok(folder.running()?.map(|running| running.shim))
+}
+
+fn refuse_starting(folder: &Folder, spec: &Spec) -> anyhow::Result<()> {
+    if spec.phase == Phase::Ready && folder.exit()?.is_none() && !is_running(folder, spec) {
+        bail!(
+            "container {} is being started: 'towline rm -f {0}' removes it all the same",
+            spec.name
+        );
+    }
+    Ok(())
+}
+
+/// Ends a container's command: after its connections, by SIGTERM where it is given time, by SIGKILL at last. The shim has reported the
+/// end then.
+fn end(
+    agent: &Agent,
+    spec: &Spec,
+    shim: &ProcessId,
+    drain: Drain,
+    grace: Option<Duration>,
+) -> anyhow::Result<()> {
+    let Some(shim) = shim.open()? else {
+        return Ok(());
+    };
+    drain.wait(agent, &spec.name);
+    if let Some(grace) = grace {
+        // It passes the signal on to the command.
+        match pidfd_send_signal(&shim, Signal::TERM) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if wait_ended(&shim, grace)? {
+            return Ok(());
+        }
+        tracing::info!(
+            "container {} has not ended within {grace:?} and is killed",
+            spec.name
+        );
+    }
+    kill_inside(spec)?;
+    if !wait_ended(&shim, SHIM_LIMIT)? {
+        tracing::warn!(
+            "container {}: its shim does not end and is killed",
+            spec.name
+        );
+        pidfd_send_signal(&shim, Signal::KILL)?;
+        wait_ended(&shim, KILL_LIMIT)?;
+    }
+    Ok(())
+}
+
+/// Clears away what an ended container holds, unless its shim has seen to that.
+fn settle(agent: &Arc<Agent>, folder: &Folder, spec: &Spec) -> anyhow::Result<()> {
+    let lock = agent.containers.lock(&spec.name);
     let _held = held(&lock);
     // Another container of this name may have been made meanwhile.
     if let Some(mut now) = folder.spec()?.filter(|now| now.id == spec.id) {
@@ -119,9 +194,9 @@ pub(super) fn remove(
         if nobody_starts.is_none() && now.phase == Phase::Ready && folder.exit()?.is_none() {
             bail!("container {} is being started: try again", spec.name);
         }
-        clear(agent, &folder, &mut now)?;
+        clear(agent, folder, &mut now)?;
     }
-    Ok(Some(spec.name))
+    Ok(())
 }
 
 /// Kills and removes every container.

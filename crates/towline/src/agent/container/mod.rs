@@ -29,6 +29,7 @@ mod watch;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
@@ -189,6 +190,15 @@ pub(crate) fn handle(agent: &Arc<Agent>, request: Request) -> anyhow::Result<Res
                 Some(name) => Response::Removed(name),
                 None => Response::Done,
             }
+        }
+        Request::Stop {
+            name,
+            grace,
+            drain_timeout,
+        } => {
+            let (grace, drain) = (Duration::from_secs(grace.into()), drain_timeout);
+            let name = clear::stop(agent, &name, grace, Drain::Within(drain))?;
+            Response::Stopped(name)
         }
         Request::Connect(connect) => Response::Changed(places::connect(agent, &connect)?),
         Request::Disconnect {
