@@ -6,6 +6,7 @@
 //! [`RepeatingUnderlay`] only keep a worker busy.
 
 mod repeat;
+mod tap;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -14,15 +15,14 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::edge::{
-    Datagram, Offload, OuterFields, Refusal, SendReport, Tap, TapFeatures, TapFrame, Underlay,
-};
+use crate::edge::{Datagram, OuterFields, Refusal, SendReport, Underlay};
 use crate::flow;
-use crate::frame::{DatagramBuf, FrameBuf, MAX_FRAME, MAX_PAYLOAD};
+use crate::frame::{DatagramBuf, MAX_PAYLOAD};
 use crate::paths::{PathListener, PathReport};
 use crate::traffic_class;
 
 pub use repeat::{Merged, RepeatingTap, RepeatingUnderlay};
+pub use tap::{Container, MemoryTap};
 
 /// What the wire does to datagrams. The default is a perfect wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -361,128 +361,6 @@ impl Underlay for MemoryUnderlay {
     }
 }
 
-/// A container's interface, as a worker holds it.
-pub struct MemoryTap {
-    queues: Arc<Mutex<Queues>>,
-}
-
-/// The container's side of a [`MemoryTap`].
-pub struct Container {
-    queues: Arc<Mutex<Queues>>,
-}
-
-struct Queues {
-    /// From the container.
-    outbox: VecDeque<(Vec<u8>, Offload)>,
-    /// For the container.
-    inbox: Vec<(Vec<u8>, Offload)>,
-    /// How many frames `inbox` takes before more are refused.
-    room: usize,
-    features: TapFeatures,
-    unplugged: bool,
-}
-
-impl MemoryTap {
-    /// An interface and the container behind it, which takes `room` frames before it refuses more.
-    #[must_use]
-    pub fn new(room: usize) -> (Self, Container) {
-        let queues = Queues {
-            outbox: VecDeque::new(),
-            inbox: Vec::new(),
-            room,
-            features: TapFeatures::default(),
-            unplugged: false,
-        };
-        let queues = Arc::new(Mutex::new(queues));
-        (
-            Self {
-                queues: Arc::clone(&queues),
-            },
-            Container { queues },
-        )
-    }
-}
-
-impl Container {
-    /// Has the interface take merged frames; to be called before a worker gets it.
-    pub fn set_features(&self, features: TapFeatures) {
-        lock(&self.queues).features = features;
-    }
-
-    /// Sends a whole frame.
-    pub fn send(&self, frame: &[u8]) {
-        self.send_with(frame, Offload::default());
-    }
-
-    /// Sends a frame that leaves work to a network card.
-    pub fn send_with(&self, frame: &[u8], offload: Offload) {
-        lock(&self.queues)
-            .outbox
-            .push_back((frame.to_vec(), offload));
-    }
-
-    /// Takes what was delivered, with what the container's kernel is to do with it.
-    #[must_use]
-    pub fn take(&self) -> Vec<(Vec<u8>, Offload)> {
-        std::mem::take(&mut lock(&self.queues).inbox)
-    }
-
-    /// Takes away the interface: the worker's next call fails.
-    pub fn unplug(&self) {
-        lock(&self.queues).unplugged = true;
-    }
-}
-
-impl Tap for MemoryTap {
-    fn recv(&mut self, bufs: &mut [FrameBuf]) -> io::Result<usize> {
-        let mut queues = lock(&self.queues);
-        if queues.unplugged {
-            return Err(io::Error::from_raw_os_error(libc::EBADFD));
-        }
-        let mut count = 0;
-        for buf in bufs {
-            let Some((frame, offload)) = queues.outbox.pop_front() else {
-                break;
-            };
-            // A kernel cuts what does not fit the reader's buffer.
-            let len = frame.len().min(MAX_FRAME);
-            buf.space()[..len].copy_from_slice(&frame[..len]);
-            buf.set_frame(len, offload);
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    fn send(&mut self, frames: &[TapFrame<'_>]) -> io::Result<SendReport> {
-        let mut queues = lock(&self.queues);
-        if queues.unplugged {
-            return Err(io::Error::from_raw_os_error(libc::EBADFD));
-        }
-        let mut report = SendReport::default();
-        for (index, frame) in frames.iter().enumerate() {
-            if queues.inbox.len() >= queues.room {
-                report.refuse(index, 1, Refusal::Full);
-            } else {
-                queues.inbox.push((gather(frame.slices), frame.offload));
-                report.sent += 1;
-            }
-        }
-        Ok(report)
-    }
-
-    fn features(&self) -> TapFeatures {
-        lock(&self.queues).features
-    }
-
-    fn as_raw_fd(&self) -> Option<RawFd> {
-        None
-    }
-}
-
-fn lock(queues: &Mutex<Queues>) -> MutexGuard<'_, Queues> {
-    queues.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn gather(slices: &[IoSlice<'_>]) -> Vec<u8> {
     slices
         .iter()
@@ -612,27 +490,5 @@ mod tests {
             received(&mut two).iter().map(Vec::len).collect::<Vec<_>>(),
             [1472, 1472, 56]
         );
-    }
-
-    #[test]
-    fn a_full_container_refuses_and_an_unplugged_one_fails() {
-        let (mut tap, container) = MemoryTap::new(1);
-        let slices = [IoSlice::new(b"a"), IoSlice::new(b"b")];
-        let frame = TapFrame {
-            slices: &slices,
-            offload: Offload::default(),
-        };
-        assert_eq!(
-            tap.send(&[frame, frame]).unwrap(),
-            SendReport {
-                sent: 1,
-                full: 1,
-                refused: [0, 0b10, 0],
-                ..SendReport::default()
-            }
-        );
-        assert_eq!(container.take(), [(b"ab".to_vec(), Offload::default())]);
-        container.unplug();
-        assert!(tap.send(&[frame]).is_err() && tap.recv(&mut [FrameBuf::new()]).is_err());
     }
 }
