@@ -10,7 +10,7 @@
 //! netfilter (`bridge-nf-call-ip6tables`), answers are translated back while still on the bridge, and the kernel drops
 //! what comes in for ::1 before any rule could save it. A program that asks for `localhost` goes on to 127.0.0.1.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netns::conntrack::Filter;
 use netns::nftables::Protocol;
@@ -88,22 +88,7 @@ impl Gateway {
         if ports.is_empty() {
             return Ok(());
         }
-        let elements: Vec<Leads> = ports
-            .iter()
-            .flat_map(|port| leads(port, addresses))
-            .collect();
-        match nat::change(&self.host, &[], &elements) {
-            // Somebody took one away: what is left is written anew.
-            Err(BridgeError::Netfilter(error)) if error.is_absent() => {
-                let kept = self.leads();
-                let kept: Vec<Leads> = kept
-                    .into_iter()
-                    .filter(|leads| !elements.contains(leads))
-                    .collect();
-                nat::apply(&self.host, self.networks(), &kept)?;
-            }
-            done => done?,
-        }
+        self.lead_no_more(&ports, addresses)?;
         if kept.is_empty() {
             self.published.remove(host_ifname);
         } else {
@@ -122,6 +107,42 @@ impl Gateway {
         }
         self.table = nat::own(&mut socket)?;
         Ok(())
+    }
+
+    /// Takes no new connections by these ports of a container, which has them until they are closed: those that stand go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn drain(&mut self, host_ifname: &str, ports: &[HostPort]) -> Result<(), BridgeError> {
+        let Some(addresses) = self.ports.get(host_ifname).copied() else {
+            return Ok(());
+        };
+        self.lead_no_more(ports, addresses)?;
+        self.table = nat::own(&mut NetfilterSocket::open(&self.host)?)?;
+        Ok(())
+    }
+
+    fn lead_no_more(
+        &self,
+        ports: &[HostPort],
+        addresses: (Ipv4Addr, Ipv6Addr),
+    ) -> Result<(), BridgeError> {
+        let elements: Vec<Leads> = ports
+            .iter()
+            .flat_map(|port| leads(port, addresses))
+            .collect();
+        match nat::change(&self.host, &[], &elements) {
+            // Somebody took one away: what is left is written anew.
+            Err(BridgeError::Netfilter(error)) if error.is_absent() => {
+                let kept = self.leads();
+                let kept: Vec<Leads> = kept
+                    .into_iter()
+                    .filter(|leads| !elements.contains(leads))
+                    .collect();
+                nat::apply(&self.host, self.networks(), &kept)
+            }
+            done => done,
+        }
     }
 
     /// Closes every port that was published before a restart and not since: to be called once all containers that still

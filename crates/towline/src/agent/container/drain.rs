@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use netns::{Netns, TcpSockets};
 
-use super::Agent;
+use super::{Agent, publish};
 use crate::agent::Member;
 use crate::agent::state::EndpointRecord;
 
@@ -46,6 +46,9 @@ impl Drain {
         let limit = Duration::from_secs(given.unwrap_or(of_service).into());
         let deadline = Instant::now() + limit;
         member.services.drain(name);
+        if let Err(error) = publish::drain(agent, &member, name) {
+            tracing::warn!("container {name}: its own ports take new connections still: {error:#}");
+        }
         for record in &records {
             confirm(&member, name, record, deadline);
         }

@@ -179,6 +179,25 @@ fn close(agent: &Agent, member: &Member, name: &str, gone: &[ServicePort]) -> an
     Ok(())
 }
 
+/// Takes no new connections by the ports that a container has by its service: it is about to leave that.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn drain(agent: &Agent, member: &Member, name: &str) -> anyhow::Result<()> {
+    let (known, host_ifname) = agent.state.read(|state| {
+        let mut records = state.attachments.iter();
+        let record = records.find(|record| record.container == name);
+        let known = state.service_ports.get(name).cloned();
+        (known, record.map(|record| record.host_ifname.clone()))
+    });
+    if let (Some(known), Some(host_ifname)) = (known, host_ifname) {
+        let ports = known.iter().filter_map(|known| host_port(&known.port));
+        let ports: Vec<HostPort> = ports.collect();
+        member.gateway().drain(&host_ifname, &ports)?;
+    }
+    Ok(())
+}
+
 /// Refuses what a container of this host has.
 fn refuse_taken(agent: &Agent, port: &Publish) -> anyhow::Result<()> {
     match holder(agent, port) {
