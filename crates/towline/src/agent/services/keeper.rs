@@ -82,11 +82,11 @@ impl Keeper {
             self.take(agent, member, work);
         }
         self.answer_for_vips(agent, member);
-        self.settle_places(agent, member);
+        let behind = self.settle_places(agent, member);
         self.settle_host(agent, member);
         self.members
             .settle(agent, member, &self.services, &self.complete);
-        self.tell(member);
+        self.tell(member, &behind);
         self.share(member);
     }
 
@@ -188,7 +188,10 @@ impl Keeper {
         member.datapath.apply(&changes);
     }
 
-    fn settle_places(&mut self, agent: &Agent, member: &Member) {
+    /// Brings the namespaces up to what is known; the networks of which some could not be, because they are on another one that is not
+    /// known yet.
+    fn settle_places(&mut self, agent: &Agent, member: &Member) -> BTreeSet<Vni> {
+        let mut behind = BTreeSet::new();
         let ingress = member.services.ingress_network();
         let networks = agent.state.read(|state| state.networks.clone());
         for (name, place) in &mut self.places {
@@ -199,6 +202,8 @@ impl Keeper {
             // What a predecessor left stays in force until all is known.
             let known = |port: &Port| self.complete.contains(&port.vni);
             if !place.ports.iter().all(known) {
+                place.stale = true;
+                behind.extend(place.ports.iter().map(|port| port.vni));
                 continue;
             }
             place.stale = false;
@@ -254,6 +259,7 @@ impl Keeper {
                 let _ = waiting.send(());
             }
         }
+        behind
     }
 
     fn settle_host(&mut self, agent: &Agent, member: &Member) {
@@ -303,12 +309,16 @@ impl Keeper {
     }
 
     /// Tells the manager what is in force here. A namespace whose rules could not be set is no reason to say nothing of all others:
-    /// `status` names it.
-    fn tell(&mut self, member: &Member) {
+    /// `status` names it. Of networks with namespaces that are `behind` it is told once these are not.
+    fn tell(&mut self, member: &Member, behind: &BTreeSet<Vni>) {
         self.changed.clear();
-        for (vni, (generation, revision)) in std::mem::take(&mut self.reached) {
-            member.control.applied(vni, generation, revision);
-        }
+        self.reached.retain(|vni, (generation, revision)| {
+            let waits = behind.contains(vni);
+            if !waits {
+                member.control.applied(*vni, *generation, *revision);
+            }
+            waits
+        });
     }
 
     fn share(&self, member: &Member) {
