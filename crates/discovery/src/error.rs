@@ -15,6 +15,18 @@ pub enum ApplyError {
         #[source]
         cause: NetfilterError,
     },
+    /// nftables has no hook for what leaves an interface.
+    #[error(
+        "{place} can't be a member of a service with published ports: this kernel lacks nf_tables' egress hook (Linux 5.16, \
+         CONFIG_NETFILTER_EGRESS); run members on another host: {cause}"
+    )]
+    NoEgress {
+        /// The namespace.
+        place: String,
+        /// What the kernel said.
+        #[source]
+        cause: NetfilterError,
+    },
     /// Routes, rules of routing or neighbours were refused.
     #[error("can't change the way of services' replies in {place}: {cause}")]
     Netlink {

@@ -87,7 +87,8 @@ impl InstalledMember {
             })?;
         }
         let (inet, netdev) = (inet(plan), netdev());
-        flows::commit(netns, &netdev_table(), &netdev, self.netdev.take().as_ref())?;
+        flows::commit(netns, &netdev_table(), &netdev, self.netdev.take().as_ref())
+            .map_err(no_egress)?;
         flows::commit(netns, &inet_table(), &inet, self.inet.take().as_ref())?;
         (self.inet, self.netdev) = (Some(inet), Some(netdev));
         self.plan = Some(plan.clone());
@@ -104,6 +105,16 @@ impl InstalledMember {
             flows::commit(netns, &table, &Content::default(), None)?;
         }
         with_netlink(netns, |netlink| remove_rules(netlink, &BTreeSet::new()))
+    }
+}
+
+/// `nft_chain_parse_hook`: a hook that the kernel does not have is not supported.
+fn no_egress(error: ApplyError) -> ApplyError {
+    match error {
+        ApplyError::Netfilter { place, cause } if cause.is_unsupported() => {
+            ApplyError::NoEgress { place, cause }
+        }
+        error => error,
     }
 }
 

@@ -91,6 +91,11 @@ impl NetfilterError {
     pub fn is_absent(&self) -> bool {
         self.errno() == Some(rustix::io::Errno::NOENT.raw_os_error())
     }
+
+    /// Whether this kernel has no such thing.
+    pub fn is_unsupported(&self) -> bool {
+        self.errno() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error())
+    }
 }
 
 /// A blocking netfilter socket of one namespace.
