@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use netns::Netns;
 
 pub mod cluster;
+pub mod container;
 pub mod dns;
+pub mod files;
 pub mod frames;
 pub mod lab;
 pub mod member;
@@ -21,6 +23,7 @@ pub mod ovs;
 pub mod packet;
 pub mod raw;
 pub mod service;
+pub mod terminal;
 pub mod web;
 pub mod wire;
 

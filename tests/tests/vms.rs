@@ -5,7 +5,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
@@ -15,13 +14,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use netns::{Netlink, Netns};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
-use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use serde_json::Value;
 use towline_tests::lab::{Lab, one_line, pairs};
+use towline_tests::terminal::Sitting;
 use towline_tests::wire::{Endpoint, Options, Setup, ping};
 use towline_tests::{TestNetns, sh, towline_bin, wait_until};
 use vtep::stats::DropReason;
@@ -142,91 +138,28 @@ fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// A terminal that somebody sits at, and `lab exec` at it.
-struct Sitting {
-    screen: File,
-    shown: String,
-    exec: Child,
-}
-
-impl Sitting {
-    fn at(lab: &Lab, words: &[&str]) -> Self {
-        let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        unlockpt(&screen).unwrap();
-        let name = ptsname(&screen, Vec::new()).unwrap();
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let inner = rustix::fs::open(&*name, flags, Mode::empty()).unwrap();
-        let screen = File::from(screen);
-        resize(&screen, 33, 111);
-        let streams = [(); 3].map(|()| Stdio::from(inner.try_clone().unwrap()));
-        let [input, output, errors] = streams;
-        let exec = Command::new(towline_bin())
-            .args(["lab", "exec", "--name", &lab.name])
-            .args(words)
-            .env("TERM", "vt220")
-            .stdin(input)
-            .stdout(output)
-            .stderr(errors)
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        Self {
-            screen,
-            shown: String::new(),
-            exec,
-        }
-    }
-
-    /// Reads what is shown until `text` is in it.
-    fn wait_for(&mut self, text: &str) {
-        let mut buffer = [0; 4096];
-        while !self.shown.contains(text) {
-            let mut fds = [PollFd::new(&self.screen, PollFlags::IN)];
-            let limit = Timespec::try_from(LIMIT).unwrap();
-            let ready = rustix::event::poll(&mut fds, Some(&limit)).unwrap();
-            assert!(ready > 0, "'{text}' is not shown: {}", self.shown);
-            // EIO, once nobody has the other end.
-            let len = self.screen.read(&mut buffer).unwrap_or(0);
-            assert!(len > 0, "'{text}' was not shown: {}", self.shown);
-            self.shown
-                .push_str(&String::from_utf8_lossy(&buffer[..len]));
-        }
-    }
-}
-
-fn resize(screen: &File, rows: u16, columns: u16) {
-    let size = Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    tcsetwinsize(screen, size).unwrap();
-}
-
 /// In a guest: a terminal for who sits at one, whose keys are the program's; and for all else every byte as it is.
 fn commands_with_and_without_a_terminal(lab: &Lab) {
     let script = "trap 'stty size' WINCH; trap 'echo caught; exit 42' INT; stty size; echo $TERM; while :; do sleep 0.1; done";
-    let mut sitting = Sitting::at(lab, &["h2c1", "--", "sh", "-c", script]);
-    sitting.wait_for("33 111\r\nvt220\r\n");
-    resize(&sitting.screen, 44, 122);
-    // A terminal tells its own session; this one is nobody's.
-    let group = Pid::from_child(&sitting.exec);
-    rustix::process::kill_process_group(group, Signal::WINCH).unwrap();
-    sitting.wait_for("44 122\r\n");
-    (&sitting.screen).write_all(b"\x03").unwrap();
-    sitting.wait_for("caught");
-    assert_eq!(sitting.exec.wait().unwrap().code(), Some(42));
-    let modes = tcgetattr(&sitting.screen).unwrap().local_modes;
-    assert!(
-        modes.contains(LocalModes::ICANON | LocalModes::ECHO),
-        "the terminal is put back"
+    let mut sitting = Sitting::at(
+        lab.command("exec", "h2c1 -- sh -c")
+            .arg(script)
+            .env("TERM", "vt220"),
+        33,
+        111,
     );
+    sitting.wait_for("33 111\r\nvt220\r\n");
+    sitting.resize(44, 122);
+    sitting.wait_for("44 122\r\n");
+    sitting.press(b"\x03");
+    sitting.wait_for("caught");
+    assert_eq!(sitting.wait().code(), Some(42));
+    assert!(sitting.is_usual(), "the terminal is put back");
 
     // A terminal is asked for, or not wanted, as with other programs.
-    let mut sitting = Sitting::at(lab, &["-i", "h2", "--", "tty"]);
+    let mut sitting = Sitting::at(&mut lab.command("exec", "-i h2 -- tty"), 24, 80);
     sitting.wait_for("not a tty");
-    assert_eq!(sitting.exec.wait().unwrap().code(), Some(1));
+    assert_eq!(sitting.wait().code(), Some(1));
     let output = lab
         .command("exec", "-t h2 -- tty")
         .stdin(Stdio::null())
