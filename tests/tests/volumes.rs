@@ -133,7 +133,8 @@ fn a_volume_that_a_container_has_stays_and_one_without_a_name_goes_with_it() {
     host.ok(&format!("rm -f {name}"));
     assert_eq!(volumes(host, "").len(), 2, "rm keeps both");
     assert_eq!(volumes(host, "--filter dangling=1").len(), 2);
-    assert_eq!(host.ok("volume prune --force").trim(), anonymous);
+    let pruned = host.ok("volume prune --force");
+    assert_eq!(pruned, format!("Deleted Volumes:\n{anonymous}\n"));
     assert_eq!(volumes(host, ""), ["data"]);
 
     host.ok(&format!("run -d --name {name} -v {dst}/b -- sleep 600"));
@@ -190,7 +191,21 @@ fn volumes_are_made_listed_and_pruned_by_hand() {
         host.json("volume inspect pgdata")[0]["labels"]["tier"],
         "db"
     );
+    assert_eq!(
+        host.ok("volume inspect --format {{.Name}}:{{.Labels.tier}} pgdata"),
+        "pgdata:db\n"
+    );
     for (wrong, code, words) in [
+        (
+            "volume inspect --format {{.Colour}} pgdata",
+            1,
+            "no field 'Colour'",
+        ),
+        (
+            "volume create --type mount data",
+            2,
+            "'volume create --type' is not built yet",
+        ),
         (
             "volume ls --filter colour=red",
             1,
@@ -218,18 +233,18 @@ fn volumes_are_made_listed_and_pruned_by_hand() {
     // Nobody says yes.
     host.ok("volume prune --all");
     assert_eq!(volumes(host, "").len(), 3);
-    assert_eq!(
-        host.ok("volume prune --all --force --filter label!=tier")
-            .trim(),
-        random
-    );
+    let pruned = host.json("volume prune --all --force --filter label!=tier --json");
+    assert_eq!(pruned, serde_json::json!([random]));
     assert_eq!(
         host.ok("volume prune --force"),
         "",
         "those with a name stay"
     );
     let gone = host.ok("volume prune --all --force");
-    assert_eq!(gone.lines().collect::<Vec<_>>(), ["cache", "pgdata"]);
+    assert_eq!(
+        gone.lines().collect::<Vec<_>>(),
+        ["Deleted Volumes:", "cache", "pgdata"]
+    );
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub(crate) fn check(mounts: &mut [MountWanted]) -> anyhow::Result<()> {
             );
         }
         if before.iter().any(|other| other.target == mount.target) {
-            bail!("duplicate mount point: {}", mount.target);
+            bail!("ContainerSpec: duplicate mount point: {}", mount.target);
         }
     }
     Ok(())

@@ -9,7 +9,13 @@ use super::refused::not_built;
 use crate::api::mount::{MountWanted, Wanted, check};
 
 /// Options that mean yes when they stand alone.
-const OPTIONS_WITHOUT_VALUE: [&str; 4] = ["readonly", "ro", "volume-nocopy", "bind-create-src"];
+const OPTIONS_WITHOUT_VALUE: [&str; 5] = [
+    "readonly",
+    "ro",
+    "volume-nocopy",
+    "bind-create-src",
+    "bind-nonrecursive",
+];
 
 /// What `--mount` and `--volume` ask for together.
 ///

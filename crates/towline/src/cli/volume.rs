@@ -26,8 +26,8 @@ pub(crate) enum Command {
         /// A label, KEY=VALUE; once per label
         #[arg(long, value_name = "KEY=VALUE")]
         label: Vec<String>,
-        #[arg(short, long, hide = true)]
-        opt: Vec<String>,
+        #[command(flatten)]
+        refused: Box<RefusedOptions>,
     },
     /// List this host's volumes
     #[command(
@@ -50,11 +50,15 @@ pub(crate) enum Command {
         json: bool,
     },
     /// Show all about volumes, as JSON
-    #[command(after_help = "Example: towline volume inspect pgdata")]
+    #[command(after_help = "Example: towline volume inspect pgdata
+         towline volume inspect --format '{{.Mountpoint}}' pgdata")]
     Inspect {
         /// Names
         #[arg(required = true, value_name = "VOLUME")]
         volumes: Vec<String>,
+        /// How to print each: 'json', or a template such as '{{.Mountpoint}} {{json .Labels}}'
+        #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "json")]
+        format: Option<String>,
         /// As without it: the answer is always JSON
         #[arg(long)]
         json: bool,
@@ -84,7 +88,73 @@ pub(crate) enum Command {
         /// Only those that fit: label=KEY[=VALUE], label!=KEY[=VALUE]
         #[arg(long, value_name = "KEY=VALUE")]
         filter: Vec<String>,
+        /// Print the names of the volumes removed as JSON
+        #[arg(long)]
+        json: bool,
     },
+}
+
+/// Docker's options that are not built, so that each is refused by name: most are of its cluster volumes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RefusedOptions {
+    #[arg(short, long, hide = true)]
+    opt: Vec<String>,
+    #[arg(long = "type", hide = true)]
+    kind: Option<String>,
+    #[arg(long, hide = true)]
+    scope: Option<String>,
+    #[arg(long, hide = true)]
+    sharing: Option<String>,
+    #[arg(long, hide = true)]
+    group: Option<String>,
+    #[arg(long, hide = true)]
+    availability: Option<String>,
+    #[arg(long, hide = true)]
+    required_bytes: Option<String>,
+    #[arg(long, hide = true)]
+    limit_bytes: Option<String>,
+    #[arg(long, hide = true)]
+    topology_required: Vec<String>,
+    #[arg(long, hide = true)]
+    topology_preferred: Vec<String>,
+    #[arg(long, hide = true)]
+    secret: Vec<String>,
+}
+
+impl RefusedOptions {
+    fn check(&self) -> anyhow::Result<()> {
+        let local = "a volume is a folder of one host; docs/volumes.md has ways to share one";
+        for (given, option, instead) in [
+            (
+                !self.opt.is_empty(),
+                "--opt",
+                "mount by hand, and give containers the folder with --mount type=bind",
+            ),
+            (self.kind.is_some(), "--type", local),
+            (self.scope.is_some(), "--scope", local),
+            (self.sharing.is_some(), "--sharing", local),
+            (self.group.is_some(), "--group", local),
+            (self.availability.is_some(), "--availability", local),
+            (self.required_bytes.is_some(), "--required-bytes", local),
+            (self.limit_bytes.is_some(), "--limit-bytes", local),
+            (
+                !self.topology_required.is_empty(),
+                "--topology-required",
+                local,
+            ),
+            (
+                !self.topology_preferred.is_empty(),
+                "--topology-preferred",
+                local,
+            ),
+            (!self.secret.is_empty(), "--secret", local),
+        ] {
+            if given {
+                return Err(not_built(&format!("volume create {option}"), instead));
+            }
+        }
+        Ok(())
+    }
 }
 
 pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
@@ -93,8 +163,11 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCod
             name,
             driver,
             label,
-            opt,
-        } => create(name, &driver, &label, &opt, context)?,
+            refused,
+        } => {
+            refused.check()?;
+            create(name, &driver, &label, context)?;
+        }
         Command::Ls {
             quiet,
             filter,
@@ -104,9 +177,18 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCod
             let format = format.as_deref().map(Template::parse).transpose()?;
             ls(quiet, &filter, format.as_ref(), json, context)?;
         }
-        Command::Inspect { volumes, json: _ } => return inspect(&volumes, context),
+        Command::Inspect {
+            volumes,
+            format,
+            json: _,
+        } => return inspect(&volumes, format.as_deref(), context),
         Command::Rm { volumes, force } => return rm(volumes, force, context),
-        Command::Prune { all, force, filter } => prune(all, force, &filter, context)?,
+        Command::Prune {
+            all,
+            force,
+            filter,
+            json,
+        } => prune(all, force, &filter, json, context)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -115,19 +197,12 @@ fn create(
     name: Option<String>,
     driver: &str,
     labels: &[String],
-    options: &[String],
     context: &Context,
 ) -> anyhow::Result<()> {
     if driver != "local" {
         anyhow::bail!(
             "volume driver '{driver}' does not exist: leave --driver out; docs/volumes.md has ways to share a folder"
         );
-    }
-    if !options.is_empty() {
-        return Err(not_built(
-            "volume create --opt",
-            "mount by hand, and give containers the folder with --mount type=bind",
-        ));
     }
     let labels = labels
         .iter()
@@ -184,7 +259,8 @@ fn ls(
     )
 }
 
-fn inspect(names: &[String], context: &Context) -> anyhow::Result<ExitCode> {
+fn inspect(names: &[String], format: Option<&str>, context: &Context) -> anyhow::Result<ExitCode> {
+    let template = format.map(Template::parse).transpose()?;
     let mut known = list(context)?;
     let mut code = ExitCode::SUCCESS;
     let mut found = Vec::new();
@@ -198,7 +274,13 @@ fn inspect(names: &[String], context: &Context) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    output::json(&found)?;
+    match template {
+        Some(template) => {
+            let objects: Result<Vec<_>, _> = found.iter().map(serde_json::to_value).collect();
+            template.print(&objects?)?;
+        }
+        None => output::json(&found)?,
+    }
     Ok(code)
 }
 
@@ -219,7 +301,13 @@ fn rm(names: Vec<String>, force: bool, context: &Context) -> anyhow::Result<Exit
     Ok(code)
 }
 
-fn prune(all: bool, force: bool, filters: &[String], context: &Context) -> anyhow::Result<()> {
+fn prune(
+    all: bool,
+    force: bool,
+    filters: &[String],
+    json: bool,
+    context: &Context,
+) -> anyhow::Result<()> {
     let filters = Filters::parse(filters, &["label", "label!"])?;
     let kind = if all { "all" } else { "anonymous" };
     if !force {
@@ -237,16 +325,28 @@ fn prune(all: bool, force: bool, filters: &[String], context: &Context) -> anyho
             && filters.no_labels("label!", &volume.labels)
     });
     let mut client = context.client()?;
+    let mut pruned = Vec::new();
+    let mut outcome = Ok(());
     for volume in unused {
         match remove(&mut client, &volume.name, true) {
-            Ok(true) => output::line(&volume.name)?,
+            Ok(true) => pruned.push(volume.name),
             Ok(false) => {}
             // A container has taken it meanwhile.
             Err(ClientError::Refused(message)) => output::warnings(&[message]),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                outcome = Err(error.into());
+                break;
+            }
         }
     }
-    Ok(())
+    // What is gone is said, also when the rest can't be removed.
+    if json {
+        output::json(&pruned)?;
+    } else if !pruned.is_empty() {
+        output::line("Deleted Volumes:")?;
+        pruned.iter().try_for_each(|name| output::line(name))?;
+    }
+    outcome
 }
 
 fn list(context: &Context) -> anyhow::Result<Vec<Volume>> {
@@ -270,4 +370,40 @@ fn remove(client: &mut Client, name: &str, force: bool) -> Result<bool, ClientEr
         response,
         api::Response::Volume(Response::Removed(false))
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Options {
+        #[command(flatten)]
+        refused: RefusedOptions,
+    }
+
+    #[test]
+    fn options_of_other_volumes_are_refused_by_their_names() {
+        for (option, instead) in [
+            ("--opt=size=1g", "--mount type=bind"),
+            ("--type=mount", "docs/volumes.md"),
+            ("--scope=multi", "docs/volumes.md"),
+            ("--sharing=all", "docs/volumes.md"),
+            ("--group=g", "docs/volumes.md"),
+            ("--availability=pause", "docs/volumes.md"),
+            ("--required-bytes=1", "docs/volumes.md"),
+            ("--limit-bytes=1", "docs/volumes.md"),
+            ("--topology-required=a=b", "docs/volumes.md"),
+            ("--topology-preferred=a=b", "docs/volumes.md"),
+            ("--secret=a=b", "docs/volumes.md"),
+        ] {
+            let given = Options::try_parse_from(["towline", option]).expect("it is known");
+            let error = given.refused.check().expect_err(option).to_string();
+            let (name, _) = option.split_once('=').expect("a value");
+            let named = format!("'volume create {name}' is not built yet");
+            assert!(error.starts_with(&named), "{option}: {error}");
+            assert!(error.contains(instead), "{option}: {error}");
+        }
+    }
 }
