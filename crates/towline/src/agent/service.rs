@@ -145,6 +145,7 @@ fn summary(details: ServiceDetails) -> api::Summary {
         serving: serving.count(),
         members: details.members.len(),
         ports: service.spec.publish,
+        labels: service.spec.labels,
     }
 }
 

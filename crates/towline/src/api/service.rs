@@ -178,6 +178,8 @@ pub(crate) struct Summary {
     pub(crate) members: usize,
     /// Its published ports.
     pub(crate) ports: Vec<Publish>,
+    /// Its labels.
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// A service as `service inspect` shows it.

@@ -45,6 +45,11 @@ impl Filters {
         self.any(key, |wanted| actual == wanted)
     }
 
+    /// Whether this starts with one of a key's values; also where the key was not given.
+    pub(crate) fn starts(&self, key: &str, actual: &str) -> bool {
+        self.any(key, |wanted| actual.starts_with(wanted))
+    }
+
     /// Whether one of a key's values is part of this; also where the key was not given.
     pub(crate) fn part_of(&self, key: &str, actual: &str) -> bool {
         self.any(key, |wanted| actual.contains(wanted))
@@ -88,6 +93,7 @@ mod tests {
         let some = some.expect("filters");
         assert!(some.part_of("name", "my-db") && !some.part_of("name", "cache"));
         assert!(some.is("driver", "overlay"), "not given");
+        assert!(some.starts("name", "web-1") && !some.starts("name", "my-web"));
         let labels = |pairs: &[(&str, &str)]| {
             let pairs = pairs.iter();
             pairs

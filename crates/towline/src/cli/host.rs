@@ -161,8 +161,7 @@ fn ls(filters: &[String], json: bool, context: &Context) -> anyhow::Result<()> {
     let filters = Filters::parse(filters, &["id", "name", "role", "label"])?;
     let mut hosts = list(context)?;
     hosts.retain(|host| {
-        let mut ids = filters.values("id").peekable();
-        (ids.peek().is_none() || ids.any(|id| host.id.starts_with(id)))
+        filters.starts("id", &host.id)
             && filters.part_of("name", &host.name)
             && filters.is("role", &host.role)
             && filters.labels("label", &host.labels)

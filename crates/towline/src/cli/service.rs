@@ -3,6 +3,8 @@
 //! Does NOT start anything: members are containers of `towline run --service`.
 
 mod options;
+mod refused;
+mod show;
 mod table;
 
 use std::ffi::OsString;
@@ -22,28 +24,10 @@ pub(crate) enum Command {
     /// Create a service: a name, a virtual address and published ports for containers that come and go
     Create(Box<CreateArgs>),
     /// List services
-    #[command(visible_alias = "list", after_help = "Example: towline service ls")]
-    Ls {
-        /// Print ids alone
-        #[arg(short, long)]
-        quiet: bool,
-        /// Do not cut ids
-        #[arg(long)]
-        no_trunc: bool,
-        /// Print JSON instead of a table
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(visible_alias = "list")]
+    Ls(show::LsArgs),
     /// Show all about services, as JSON
-    #[command(after_help = "Example: towline service inspect web")]
-    Inspect {
-        /// Names or ids
-        #[arg(required = true, value_name = "SERVICE")]
-        services: Vec<String>,
-        /// As without it: the answer is always JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Inspect(show::InspectArgs),
     /// Change a service; connections that are open stay
     Update(Box<UpdateArgs>),
     /// Remove services; their members run on
@@ -57,15 +41,7 @@ pub(crate) enum Command {
         services: Vec<String>,
     },
     /// List the members of services
-    #[command(after_help = "Example: towline service ps web")]
-    Ps {
-        /// Names or ids
-        #[arg(required = true, value_name = "SERVICE")]
-        services: Vec<String>,
-        /// Print JSON instead of a table
-        #[arg(long)]
-        json: bool,
-    },
+    Ps(show::PsArgs),
     #[command(hide = true, disable_help_flag = true)]
     Scale {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -96,37 +72,9 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<ExitCod
             let change = Box::new(change);
             made(ask(context, Request::Update { service, change })?, json)?;
         }
-        Command::Ls {
-            quiet,
-            no_trunc,
-            json,
-        } => {
-            let Response::Services(services) = ask(context, Request::List)? else {
-                return Err(super::unexpected());
-            };
-            if json {
-                output::json(&services)?;
-            } else {
-                table::services(&services, quiet, no_trunc)?;
-            }
-        }
-        Command::Inspect { services, json: _ } => {
-            let (services, code) = look_up(context, services)?;
-            output::json(&services)?;
-            return Ok(code);
-        }
-        Command::Ps { services, json } => {
-            let (services, code) = look_up(context, services)?;
-            let members = services
-                .iter()
-                .flat_map(|service| service.members.iter().map(move |member| (service, member)));
-            if json {
-                output::json(&members.map(|(_, member)| member).collect::<Vec<_>>())?;
-            } else {
-                table::members(members)?;
-            }
-            return Ok(code);
-        }
+        Command::Ls(args) => show::ls(&args, context)?,
+        Command::Inspect(args) => return show::inspect(args, context),
+        Command::Ps(args) => return show::ps(args, context),
         Command::Rm { services } => return rm(context, services),
         Command::Scale { .. } => return Err(no_scheduler("service scale")),
         Command::Rollback { .. } => {
@@ -172,26 +120,6 @@ fn made(response: Response, json: bool) -> anyhow::Result<()> {
     } else {
         output::line(&service.id)
     }
-}
-
-/// All that exist of these; one that does not is said, and the code is a failure's.
-fn look_up(
-    context: &Context,
-    names: Vec<String>,
-) -> anyhow::Result<(Vec<api::service::Service>, ExitCode)> {
-    let mut found = Vec::new();
-    let mut code = ExitCode::SUCCESS;
-    for name in names {
-        match ask(context, Request::Inspect(name)) {
-            Ok(Response::Service(service)) => found.push(*service),
-            Ok(_) => return Err(super::unexpected()),
-            Err(error) => {
-                eprintln!("towline: {error:#}");
-                code = ExitCode::FAILURE;
-            }
-        }
-    }
-    Ok((found, code))
 }
 
 fn rm(context: &Context, names: Vec<String>) -> anyhow::Result<ExitCode> {

@@ -208,7 +208,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// A text that does nothing to a terminal: labels may be from anybody.
-fn harmless(text: &str) -> String {
+pub(crate) fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for char in text.chars() {
         match char.is_control() {

@@ -378,6 +378,7 @@ impl Keeper {
             serving: members(true),
             members: members(false),
             ports: service.spec.publish.clone(),
+            labels: service.spec.labels.clone(),
         }
     }
 }

@@ -10,8 +10,8 @@ use control::service::{
 };
 
 use super::no_scheduler;
+use super::refused::{RefusedChanges, RefusedOptions, one_network};
 use crate::api::service::{Change, HealthChange};
-use crate::cli::refused::not_built;
 use crate::cli::{USAGE, failure};
 
 /// How long a member's open connections are given when it goes, in seconds.
@@ -40,7 +40,7 @@ pub(crate) struct CreateArgs {
     name: Option<String>,
     /// The network its members are on
     #[arg(long, value_name = "NETWORK", required = true)]
-    network: Option<String>,
+    network: Vec<String>,
     /// Publish a port; once per port or range
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<String>,
@@ -93,9 +93,6 @@ pub(crate) struct UpdateArgs {
     lb: Option<Balance>,
     #[command(flatten)]
     health: HealthArgs,
-    /// Check members' health no more
-    #[arg(long)]
-    no_healthcheck: bool,
     /// Forget a connection that is silent for so long; 'none': as the kernel does
     #[arg(long, value_name = "DURATION", value_parser = seconds_or_none)]
     idle_timeout: Option<Seconds>,
@@ -116,6 +113,8 @@ pub(crate) struct UpdateArgs {
     pub(super) json: bool,
     #[command(flatten)]
     refused: RefusedOptions,
+    #[command(flatten)]
+    refused_changes: RefusedChanges,
 }
 
 /// How members are looked after.
@@ -142,73 +141,9 @@ struct HealthArgs {
     /// Time after a member's start in which failures do not count [default: 0s]
     #[arg(long, value_name = "DURATION", value_parser = milliseconds)]
     health_start_period: Option<u32>,
-}
-
-/// Docker's options of a scheduler, so that each is refused by name.
-#[derive(Debug, clap::Args)]
-struct RefusedOptions {
-    #[arg(long, hide = true)]
-    replicas: Option<String>,
-    #[arg(long, hide = true)]
-    mode: Option<String>,
-    #[arg(long, hide = true)]
-    constraint: Vec<String>,
-    #[arg(long, hide = true)]
-    placement_pref: Vec<String>,
-    #[arg(long, hide = true)]
-    replicas_max_per_node: Option<String>,
-    #[arg(long, hide = true)]
-    restart_condition: Option<String>,
-    #[arg(long, hide = true)]
-    update_parallelism: Option<String>,
-    #[arg(long, hide = true)]
-    update_delay: Option<String>,
-    #[arg(long, hide = true)]
-    image: Option<String>,
-    #[arg(short, long, hide = true)]
-    env: Vec<String>,
-    #[arg(long, hide = true)]
-    mount: Vec<String>,
-}
-
-impl RefusedOptions {
-    fn check(&self, command: &str) -> anyhow::Result<()> {
-        for (given, option) in [
-            (self.replicas.is_some(), "--replicas"),
-            (self.mode.is_some(), "--mode"),
-            (!self.constraint.is_empty(), "--constraint"),
-            (!self.placement_pref.is_empty(), "--placement-pref"),
-            (
-                self.replicas_max_per_node.is_some(),
-                "--replicas-max-per-node",
-            ),
-            (self.restart_condition.is_some(), "--restart-condition"),
-            (self.update_parallelism.is_some(), "--update-parallelism"),
-            (self.update_delay.is_some(), "--update-delay"),
-            (self.image.is_some(), "--image"),
-        ] {
-            if given {
-                return Err(no_scheduler(&format!("service {command} {option}")));
-            }
-        }
-        for (given, option, instead) in [
-            (
-                !self.env.is_empty(),
-                "--env",
-                "put it into the members' command: 'env', 'sh -c'",
-            ),
-            (
-                !self.mount.is_empty(),
-                "--mount",
-                "a container sees its host's own files",
-            ),
-        ] {
-            if given {
-                return Err(not_built(&format!("service {command} {option}"), instead));
-            }
-        }
-        Ok(())
-    }
+    /// Check nothing: members are healthy while they run
+    #[arg(long)]
+    no_healthcheck: bool,
 }
 
 impl HealthArgs {
@@ -225,13 +160,26 @@ impl HealthArgs {
                 "a service has one health check: give one of --health-cmd, --health-tcp and --health-http",
             ));
         }
-        Ok(HealthChange {
+        let change = HealthChange {
             none: false,
             test,
             interval: self.health_interval,
             timeout: self.health_timeout,
             retries: self.health_retries,
             start_period: self.health_start_period,
+        };
+        if !self.no_healthcheck {
+            return Ok(change);
+        }
+        if change != HealthChange::default() {
+            return Err(failure(
+                USAGE,
+                "--no-healthcheck contradicts the other --health options: leave one out",
+            ));
+        }
+        Ok(HealthChange {
+            none: true,
+            ..change
         })
     }
 }
@@ -245,7 +193,7 @@ impl CreateArgs {
         }
         Ok(ServiceSpec {
             name: self.name.unwrap_or_default(),
-            network: self.network.unwrap_or_default(),
+            network: one_network(self.network)?,
             mode: self.endpoint_mode,
             balance: self.lb,
             vips: self.vip,
@@ -263,21 +211,12 @@ impl UpdateArgs {
     /// Of which service, and what.
     pub(super) fn change(self) -> anyhow::Result<(String, Change)> {
         self.refused.check("update")?;
-        let mut health = self.health.change()?;
-        if self.no_healthcheck {
-            if health != HealthChange::default() {
-                return Err(failure(
-                    USAGE,
-                    "--no-healthcheck contradicts the other --health options: leave one out",
-                ));
-            }
-            health.none = true;
-        }
+        self.refused_changes.check()?;
         let change = Change {
             publish_add: publish(&self.publish_add)?,
             publish_remove: self.publish_rm,
             balance: self.lb,
-            health,
+            health: self.health.change()?,
             idle_timeout: self.idle_timeout.map(|Seconds(seconds)| seconds),
             drain_timeout: self.drain_timeout,
             preserve_client: preserve_client(&self.opt)?,
@@ -443,7 +382,10 @@ mod tests {
         )
         .expect("a service");
         assert_eq!((spec.publish.len(), spec.balance), (1, Balance::Source));
-        assert_eq!(spec.idle_timeout, Some(3600));
+        assert_eq!(
+            (spec.network.as_str(), spec.idle_timeout),
+            ("n", Some(3600))
+        );
         assert_eq!(spec.drain_timeout, DRAIN_TIMEOUT);
         assert!(!spec.preserve_client);
         let check = spec.health.expect("a check");
@@ -458,6 +400,14 @@ mod tests {
     }
 
     #[test]
+    fn no_check_is_none_also_when_asked_for() {
+        let spec = create("--name web --network name=n --no-healthcheck").expect("a service");
+        assert_eq!((spec.network.as_str(), spec.health), ("n", None));
+        let (_, change) = update("web --no-healthcheck").expect("a change");
+        assert!(change.health.none);
+    }
+
+    #[test]
     fn what_cannot_be_is_said() {
         for (line, word) in [
             ("--network n", "--name"),
@@ -469,6 +419,12 @@ mod tests {
                 "--name web --network n --health-tcp 80 --health-cmd true",
                 "one health check",
             ),
+            (
+                "--name web --network n --no-healthcheck --health-tcp 80",
+                "contradicts",
+            ),
+            ("--name web --network n,alias=x", "--network-alias"),
+            ("--name web --network n --network m", "on one network"),
             (
                 "--name web --network n --health-interval 1s",
                 "--health-cmd",
@@ -502,6 +458,8 @@ mod tests {
         assert_eq!(change.drain_timeout, Some(0));
         for (line, word) in [
             ("web", "nothing to change"),
+            ("web --endpoint-mode dnsrr", "service rm"),
+            ("web --replicas 3", "does not schedule"),
             ("web --no-healthcheck --health-tcp 1", "contradicts"),
             ("web --publish-rm 0", "target port"),
             ("web --publish-rm 53/sctp", "'tcp' or 'udp'"),
