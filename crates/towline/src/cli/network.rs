@@ -104,6 +104,9 @@ pub(crate) struct CreateArgs {
     /// An address that no container gets, NAME=ADDRESS; once per address
     #[arg(long, value_name = "NAME=ADDRESS")]
     aux_address: Vec<String>,
+    /// Have IPv4; --ipv4=false where every --subnet is one of IPv6 [default: true, but where every --subnet is one of IPv6]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    ipv4: Option<bool>,
     /// Add an IPv6 subnet from the cluster's address pools where no --subnet is one
     #[arg(long)]
     ipv6: bool,
@@ -214,7 +217,8 @@ fn create(args: CreateArgs, context: &Context) -> anyhow::Result<()> {
         .subnet
         .iter()
         .map(|text| prefix("subnet", text))
-        .collect::<anyhow::Result<_>>()?;
+        .collect::<anyhow::Result<Vec<IpNet>>>()?;
+    check_ipv4(args.ipv4, &subnets)?;
     let no_flood = args.no_flood.then_some("flood=false");
     let mtu = args.mtu.map(|mtu| format!("mtu={mtu}"));
     let given = args.opt.iter().map(String::as_str);
@@ -267,6 +271,23 @@ fn prefix(what: &str, text: &str) -> anyhow::Result<IpNet> {
         anyhow::bail!("invalid {what} {text}: it should be {}", net.trunc());
     }
     Ok(net)
+}
+
+/// Refuses what `--ipv4` says when the subnets say something else.
+fn check_ipv4(ipv4: Option<bool>, subnets: &[IpNet]) -> anyhow::Result<()> {
+    let without = !subnets.is_empty() && subnets.iter().all(|net| net.addr().is_ipv6());
+    match ipv4 {
+        Some(true) if without => anyhow::bail!(
+            "--ipv4 contradicts the subnets, which are all of IPv6: add one of IPv4, such as --subnet 0.0.0.0/24 for any that is free"
+        ),
+        Some(false) if subnets.is_empty() => anyhow::bail!(
+            "--ipv4=false needs a subnet of IPv6: give one, such as --subnet fd00:9::/64"
+        ),
+        Some(false) if !without => {
+            anyhow::bail!("--ipv4=false contradicts a --subnet of IPv4: leave one of them out")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn aux_address(text: &str) -> anyhow::Result<(String, IpAddr)> {
@@ -372,6 +393,37 @@ mod tests {
         );
         assert!(subnet("10.0.1.0").is_err());
         assert!(subnet("fd00:9::/64").is_ok());
+    }
+
+    #[test]
+    fn families_are_those_of_the_subnets() {
+        let (v4, v6) = ("10.0.9.0/24", "fd00:9::/64");
+        for (ipv4, subnets, word) in [
+            (None, &[v6][..], None),
+            (Some(true), &[], None),
+            (Some(true), &[v4, v6], None),
+            (Some(false), &[v6], None),
+            (Some(true), &[v6], Some("--subnet 0.0.0.0/24")),
+            (Some(false), &[], Some("--subnet fd00:9::/64")),
+            (
+                Some(false),
+                &[v4, v6],
+                Some("contradicts a --subnet of IPv4"),
+            ),
+        ] {
+            let subnets: Vec<IpNet> = subnets
+                .iter()
+                .map(|net| net.parse().expect("a subnet"))
+                .collect();
+            let said = check_ipv4(ipv4, &subnets)
+                .err()
+                .map(|error| error.to_string());
+            match (word, said) {
+                (None, None) => {}
+                (Some(word), Some(said)) if said.contains(word) => {}
+                (_, said) => panic!("{ipv4:?} {subnets:?}: {said:?}"),
+            }
+        }
     }
 
     #[test]

@@ -115,11 +115,20 @@ struct RefusedOptions {
     restart: Option<String>,
     #[arg(short, long, hide = true)]
     label: Vec<String>,
+    #[arg(long, hide = true)]
+    expose: Vec<String>,
+    #[arg(long, hide = true)]
+    volume_driver: Option<String>,
+    #[arg(long, hide = true)]
+    volumes_from: Vec<String>,
+    #[arg(long, hide = true)]
+    tmpfs: Vec<String>,
+    #[arg(long, hide = true)]
+    add_host: Vec<String>,
 }
 
 impl RefusedOptions {
     fn check(&self) -> anyhow::Result<()> {
-        let by_address = "reach the container by its address";
         let command = "put it into the command: 'env', 'sh -c'";
         for (given, option, instead) in [
             (
@@ -127,18 +136,51 @@ impl RefusedOptions {
                 "--tty",
                 "leave -t out; 'towline exec' has the caller's terminal",
             ),
-            (self.publish_all, "--publish-all", by_address),
+            (
+                self.publish_all,
+                "--publish-all",
+                "name each port with --publish; on its networks all of the container's ports can be reached",
+            ),
             (
                 !self.link.is_empty(),
                 "--link",
-                "put both containers on one network",
+                "containers on one network find each other by name; --network-alias gives one more",
             ),
             (!self.env.is_empty(), "--env", command),
             (self.workdir.is_some(), "--workdir", command),
             (self.user.is_some(), "--user", command),
-            (self.hostname.is_some(), "--hostname", "leave it out"),
+            (
+                self.hostname.is_some(),
+                "--hostname",
+                "others find the container by --name and --network-alias",
+            ),
             (self.restart.is_some(), "--restart", "leave it out"),
             (!self.label.is_empty(), "--label", "leave it out"),
+            (
+                !self.expose.is_empty(),
+                "--expose",
+                "leave it out: on its networks all of the container's ports can be reached",
+            ),
+            (
+                self.volume_driver.is_some(),
+                "--volume-driver",
+                "leave it out: volumes are folders of this host; docs/volumes.md has ways to share one",
+            ),
+            (
+                !self.volumes_from.is_empty(),
+                "--volumes-from",
+                "name the volumes, and mount them in both with --volume",
+            ),
+            (
+                !self.tmpfs.is_empty(),
+                "--tmpfs",
+                "write --mount type=tmpfs,target=PATH",
+            ),
+            (
+                !self.add_host.is_empty(),
+                "--add-host",
+                "containers find each other by name, and other names by the servers of --dns",
+            ),
         ] {
             if given {
                 return Err(not_built(&format!("run {option}"), instead));
@@ -369,6 +411,39 @@ mod tests {
         assert_eq!(ports[0].mode, PublishMode::Host);
         let mesh = publish(&["target=80,mode=ingress".to_owned()]).expect_err("no service");
         assert!(mesh.to_string().contains("service create"), "{mesh}");
+    }
+
+    #[test]
+    fn options_that_are_not_built_are_refused_by_their_names() {
+        #[derive(clap::Parser)]
+        struct Options {
+            #[command(flatten)]
+            refused: RefusedOptions,
+        }
+        for (option, instead) in [
+            ("--tty", "towline exec"),
+            ("--publish-all", "--publish"),
+            ("--link=db", "--network-alias"),
+            ("--env=A=b", "'sh -c'"),
+            ("--workdir=/tmp", "'sh -c'"),
+            ("--user=nobody", "'sh -c'"),
+            ("--hostname=web", "--network-alias"),
+            ("--restart=always", "leave it out"),
+            ("--label=a=b", "leave it out"),
+            ("--expose=80", "can be reached"),
+            ("--volume-driver=nfs", "docs/volumes.md"),
+            ("--volumes-from=db", "--volume"),
+            ("--tmpfs=/run", "type=tmpfs"),
+            ("--add-host=db:192.0.2.1", "--dns"),
+        ] {
+            let given = <Options as clap::Parser>::try_parse_from(["towline", option]);
+            let error = given.expect("it is known").refused.check();
+            let error = error.expect_err(option).to_string();
+            let name = option.split('=').next().expect("a name");
+            let named = format!("'run {name}' is not built yet");
+            assert!(error.starts_with(&named), "{option}: {error}");
+            assert!(error.contains(instead), "{option}: {error}");
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl RefusedOptions {
             (
                 !self.link.is_empty(),
                 "--link",
-                "put both containers on one network",
+                "containers on one network find each other by name; --alias gives one more",
             ),
             (
                 !self.link_local_ip.is_empty(),
