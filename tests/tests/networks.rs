@@ -108,6 +108,7 @@ fn interfaces_come_and_go_and_all_other_connections_stay() {
     let mut first = netns
         .run(|| Asking::connect(on_one, ANSWER_LIMIT).unwrap())
         .unwrap();
+    let started = Instant::now();
     let load = Load::start(&netns, &[on_one], ANSWER_LIMIT);
     one.ok(&format!("network connect two {c1}"));
     assert_eq!(
@@ -121,7 +122,6 @@ fn interfaces_come_and_go_and_all_other_connections_stay() {
     assert_eq!(address(one, &c1, "inside").to_string(), "10.0.7.77");
     wait_reaches(&peer2, "10.0.7.77");
     assert_eq!(default_routes(&netns), ["eth1", "eth1"]);
-    let started = Instant::now();
     one.ok(&format!("network disconnect two {c1}"));
     one.ok(&format!("network connect two {c1}"));
     assert_eq!(
