@@ -19,6 +19,7 @@ pub mod frames;
 pub mod lab;
 pub mod member;
 pub mod mounts;
+pub mod named;
 pub mod ovs;
 pub mod packet;
 pub mod raw;
@@ -148,6 +149,12 @@ pub fn try_sh(netns: &Netns, command: &str) -> Output {
         .run(|| Command::new(program).args(words).output())
         .expect("the namespace of a running test can be entered")
         .unwrap_or_else(|error| panic!("can't start `{command}`: {error}"))
+}
+
+/// Whether times are held to what is promised, as `scripts/soak` asks by `TOWLINE_STRICT_TIMES`: a machine may be slow.
+#[must_use]
+pub fn strict_times() -> bool {
+    std::env::var_os("TOWLINE_STRICT_TIMES").is_some_and(|value| !value.is_empty())
 }
 
 /// Asks `ready` again and again until it says yes.

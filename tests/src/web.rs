@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, Host};
 use crate::service::{ANSWER_LIMIT, Asked, Asking, Load, Server};
-use crate::wait_until;
+use crate::{strict_times, wait_until};
 
 /// For all that comes true by itself, on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -231,7 +231,7 @@ pub fn seen(host: &Host) -> Value {
 /// until all hosts show it, unless `TOWLINE_STRICT_TIMES` is set, as `scripts/soak` does.
 #[must_use]
 pub fn promised(since: Instant, within: Duration) -> Instant {
-    if std::env::var_os("TOWLINE_STRICT_TIMES").is_some_and(|value| !value.is_empty()) {
+    if strict_times() {
         since + within
     } else {
         Instant::now().max(since + within)
