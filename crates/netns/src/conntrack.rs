@@ -26,6 +26,7 @@ const LABELS: u16 = 22;
 /// `enum ctattr_tuple`.
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
+const TUPLE_ZONE: u16 = 3;
 /// `enum ctattr_ip`.
 const SOURCE4: u16 = 1;
 const DESTINATION4: u16 = 2;
@@ -68,8 +69,10 @@ pub struct Connection {
     pub status: u32,
     /// The kernel's number of it, so that none is deleted in another's place.
     id: Option<u32>,
-    /// Its zone, in the kernel's bytes.
+    /// Its zone in both directions, in the kernel's bytes.
     zone: Option<[u8; 2]>,
+    /// The zone in which its first packets are looked up, if that is another than answers have.
+    original_zone: Option<[u8; 2]>,
 }
 
 /// Which connections are meant; a new one means all.
@@ -254,6 +257,9 @@ impl NetfilterSocket {
         bytes.message(header(kind, REQUEST | ACK, sequence, family), |message| {
             message.nest(ORIGINAL, |tuple| {
                 write_tuple(tuple, connection.protocol, &connection.original);
+                if let Some(zone) = connection.original_zone {
+                    tuple.bytes(TUPLE_ZONE, &zone);
+                }
             });
             if let Some(id) = connection.id {
                 message.u32(ID, id);
@@ -330,6 +336,10 @@ fn connection(message: Message<'_>) -> Option<Connection> {
         status: entry.u32(STATUS).unwrap_or_default(),
         id: entry.u32(ID),
         zone: entry.find(ZONE).and_then(|zone| zone.try_into().ok()),
+        original_zone: entry
+            .inside(ORIGINAL)
+            .find(TUPLE_ZONE)
+            .and_then(|zone| zone.try_into().ok()),
     })
 }
 
@@ -365,6 +375,9 @@ mod tests {
             for (number, tuple) in [(ORIGINAL, connection.original), (REPLY, connection.reply)] {
                 message.nest(number, |attributes| {
                     write_tuple(attributes, connection.protocol, &tuple);
+                    if let (ORIGINAL, Some(zone)) = (number, connection.original_zone) {
+                        attributes.bytes(TUPLE_ZONE, &zone);
+                    }
                 });
             }
             message.u32(STATUS, connection.status);
@@ -396,6 +409,7 @@ mod tests {
             status: 2,
             id: None,
             zone: None,
+            original_zone: Some([0, 9]),
         }
     }
 
