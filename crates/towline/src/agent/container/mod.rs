@@ -42,6 +42,7 @@ pub(crate) use clear::{release_endpoint, remove_all};
 use drain::Drain;
 pub(crate) use list::names;
 pub(crate) use mount_points::mounted;
+pub(crate) use places::leave_ingress;
 pub(crate) use prepare::{attach, port_spec};
 pub(crate) use reconcile::{in_background, lost, owned, reconcile, start};
 

@@ -14,11 +14,13 @@ use anyhow::{Context as _, bail};
 use control::{EndpointState, Network, quote};
 use discovery::InstalledMember;
 use discovery::plan::MEMBER_INTERFACE;
-use netns::{Netlink, Netns};
+use netns::{NetfilterSocket, Netlink, Netns};
 use vtep::fdb::PortId;
 
 use super::drain::Drain;
-use super::{Agent, clear, gateway, held, is_running, name, prepare, reconcile};
+use super::{
+    Agent, clear, gateway, held, in_background, is_running, locked, name, prepare, reconcile,
+};
 use crate::agent::state::{EndpointRecord, Standing};
 use crate::agent::{Member, names};
 use crate::api::container::Connect;
@@ -163,6 +165,42 @@ pub(super) fn disconnect(
         .then(|| ports_closed(&spec.name))
         .into_iter()
         .collect())
+}
+
+/// Takes a running container's place on the network of published ports away, if it is a member of no service any more. Returns at
+/// once; what could not be taken away is the next agent's to finish.
+pub(crate) fn leave_ingress(agent: &Arc<Agent>, container: &str) {
+    let (agent, container) = (Arc::clone(agent), container.to_owned());
+    in_background("ingress-leave", move || {
+        let _changing = agent.changing();
+        let Ok(member) = agent.member() else { return };
+        let left = locked(&agent, &container, || {
+            let records = agent.state.read(|state| {
+                let records = state.endpoints.iter();
+                let own = records.filter(|record| record.container == container);
+                own.cloned().collect::<Vec<_>>()
+            });
+            let (places, others): (Vec<_>, Vec<_>) = records
+                .into_iter()
+                .partition(|record| record.ifname == MEMBER_INTERFACE);
+            if others.iter().any(|record| record.member.is_some()) {
+                return Ok(());
+            }
+            let netns = Netns::open(&container)?;
+            for record in &places {
+                stand(&agent, record, Standing::Going)?;
+                changed(&agent, &member, &container);
+                discard(&agent, &member, &netns, record)?;
+                member.leave_idle_network(&agent, record.vni)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = left {
+            tracing::warn!(
+                "container {container} still has its place for published ports: {error:#}"
+            );
+        }
+    });
 }
 
 /// What an operator should know whose container publishes ports and has no way out.
@@ -348,6 +386,9 @@ fn discard(
 ) -> anyhow::Result<()> {
     if record.ifname == MEMBER_INTERFACE {
         InstalledMember::default().remove(netns)?;
+        NetfilterSocket::open(netns)?.delete_connections_where(|connection| {
+            record.ips.contains(&connection.original.destination)
+        })?;
     }
     member.datapath.detach(PortId(record.port))?;
     let netlink = Netlink::open(netns)?;

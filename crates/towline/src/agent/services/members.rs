@@ -14,11 +14,13 @@ use std::time::{Duration, Instant};
 use control::EndpointState;
 use control::service::{HealthCheck, Membership, Publish, Service};
 use discovery::health::{Checker, HealthTarget};
+use discovery::plan::MEMBER_INTERFACE;
 use netns::Netns;
 use rustix::process::{Pid, Signal, kill_process_group};
 use vtep::Vni;
 
 use super::Work;
+use crate::agent::container::leave_ingress;
 use crate::agent::container::publish::{follow_service, of_service};
 use crate::agent::state::{EndpointRecord, ServicePort};
 use crate::agent::{Agent, Member, ingress};
@@ -170,11 +172,15 @@ impl Members {
                 let records = records.iter();
                 records.filter(|record| record.container == *name && record.standing.is_whole())
             };
+            let has_ingress = || own().any(|record| record.ifname == MEMBER_INTERFACE);
             let Some((record, membership)) = own().find_map(|record| {
                 let membership = record.member?;
                 (Some(record.vni) != ingress).then_some((record, membership))
             }) else {
                 container.follow_ports(agent, name, &ports, Vec::new());
+                if container.started && has_ingress() {
+                    leave_ingress(agent, name);
+                }
                 continue;
             };
             let mut known = services.of(record.vni);
@@ -183,6 +189,9 @@ impl Members {
                     container.checked = None;
                     container.follow_ports(agent, name, &ports, Vec::new());
                     publish(agent, member, name, |_| None);
+                    if has_ingress() {
+                        leave_ingress(agent, name);
+                    }
                 }
                 continue;
             };
