@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,19 +37,35 @@ impl Server {
     /// When the port can't be had.
     #[must_use]
     pub fn tcp(netns: &Netns, name: &str, port: u16) -> Self {
+        let name = name.to_owned();
+        Self::accepting(netns, port, move |stream, peer, stopped| {
+            converse(stream, peer, &name, stopped);
+        })
+    }
+
+    /// Has a thread of its own for each connection to `port`.
+    fn accepting(
+        netns: &Netns,
+        port: u16,
+        serve: impl Fn(&TcpStream, SocketAddr, &AtomicBool) + Send + Sync + 'static,
+    ) -> Self {
         let listener = netns
             .run(|| TcpListener::bind(("::", port)))
             .expect("the namespace of a running test can be entered")
             .expect("the port is free");
         listener.set_nonblocking(true).expect("a socket's flag");
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, name) = (Arc::clone(&stop), name.to_owned());
+        let (stopped, serve) = (Arc::clone(&stop), Arc::new(serve));
         let accepting = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, peer)) => {
-                        let (name, stopped) = (name.clone(), Arc::clone(&stopped));
-                        std::thread::spawn(move || converse(&stream, peer, &name, &stopped));
+                        let (serve, stopped) = (Arc::clone(&serve), Arc::clone(&stopped));
+                        std::thread::spawn(move || {
+                            let _ = stream.set_nonblocking(false);
+                            let _ = stream.set_read_timeout(Some(LOOK_EVERY));
+                            serve(&stream, peer, &stopped);
+                        });
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 }
@@ -59,6 +75,34 @@ impl Server {
             stop,
             threads: vec![accepting],
         }
+    }
+
+    /// Answers HTTP on `port`, in both families, inside `netns`: a GET of `path` with whatever `status` is then, all else with 404.
+    ///
+    /// # Panics
+    /// When the port can't be had.
+    #[must_use]
+    pub fn http(netns: &Netns, port: u16, path: &str, status: &Arc<AtomicU16>) -> Self {
+        let (line, status) = (format!("GET {path} HTTP/1."), Arc::clone(status));
+        Self::accepting(netns, port, move |stream, _, stopped| {
+            let mut lines = BufReader::new(stream).lines();
+            let first = lines.next().and_then(Result::ok).unwrap_or_default();
+            // To the end of what is asked, so that nothing unread resets the connection.
+            while !stopped.load(Ordering::Relaxed) {
+                match lines.next() {
+                    Some(Ok(line)) if !line.is_empty() => {}
+                    _ => break,
+                }
+            }
+            let known = first.starts_with(&line);
+            let status = if known {
+                status.load(Ordering::Relaxed)
+            } else {
+                404
+            };
+            let answer = format!("HTTP/1.1 {status} as told\r\nContent-Length: 0\r\n\r\n");
+            let _ = (&*stream).write_all(answer.as_bytes());
+        })
     }
 
     /// Serves UDP on `port` of each of these addresses inside `netns`: an answer must come from the address that was asked.
@@ -106,8 +150,6 @@ fn answer(name: &str, peer: SocketAddr) -> String {
 
 fn converse(mut stream: &TcpStream, peer: SocketAddr, name: &str, stop: &AtomicBool) {
     let answer = answer(name, peer);
-    let _ = stream.set_nonblocking(false);
-    let _ = stream.set_read_timeout(Some(LOOK_EVERY));
     let mut buffer = [0; 64];
     while !stop.load(Ordering::Relaxed) {
         match stream.read(&mut buffer) {
@@ -183,6 +225,17 @@ impl Asking {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         parse(&line)
+    }
+
+    /// From now on an answer is waited for no longer than this.
+    ///
+    /// # Panics
+    /// When `limit` is zero.
+    pub fn give_up_after(&mut self, limit: Duration) {
+        let stream = self.0.get_ref();
+        stream
+            .set_read_timeout(Some(limit))
+            .expect("a limit that is not zero");
     }
 
     /// This end of the connection.

@@ -68,9 +68,17 @@ impl Web {
     /// # Panics
     /// When it does not start.
     pub fn add(&mut self, host: usize, name: &str) -> String {
+        self.add_with_weight(host, name, 1)
+    }
+
+    /// The same for a member of another weight.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn add_with_weight(&mut self, host: usize, name: &str, weight: u16) -> String {
         let name = self.cluster.container(name);
         self.cluster.hosts[host].ok(&format!(
-            "run -d --name {name} --service web -- sleep infinity"
+            "run -d --name {name} --service web,weight={weight} -- sleep infinity"
         ));
         let netns = open(&name);
         let server = Some(Server::tcp(&netns, &name, 80));

@@ -5,11 +5,15 @@
 //! ```
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use netns::Netns;
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use netns::conntrack::{Connection, Filter};
+use netns::{NetfilterSocket, Netns};
 use serde_json::Value;
+use towline_tests::packet::PacketSocket;
 use towline_tests::service::{ANSWER_LIMIT, Asking, Server, ask, ask_udp, shares};
 use towline_tests::web::{CHECKED, CLIENT, LIMIT, Web, connect};
 use towline_tests::{sh, try_sh, wait_until};
@@ -159,47 +163,144 @@ fn a_virtual_address_a_members_own_service_and_localhost() {
                 .all(|answer| answer.client.to_string() == client)
         );
     }
+    nothing_else_comes_to_the_client(&web);
     drop(servers);
     idle_connections_last(&web, &inside);
 }
 
-/// The kernel's own clock of each connection on its way: set, and set anew by what is sent.
-fn idle_connections_last(web: &Web, client: &Netns) {
-    use netns::NetfilterSocket;
-    use netns::conntrack::Filter;
-    let mut open = web.connect(&web.ports_of(&[0]));
-    let mut by_vip = connect(client, &web.vips());
-    for asking in open.iter_mut().chain(&mut by_vip) {
-        asking.ask().unwrap();
+/// A capture at the client: what comes to it while it asks comes from whom it asked, and from nobody else.
+fn nothing_else_comes_to_the_client(web: &Web) {
+    let capture = PacketSocket::open(web.client(), "br0");
+    let targets = web.ports_of(&[0, 1]);
+    for &target in &targets {
+        for _ in 0..4 {
+            let asks = || (ask(target, ANSWER_LIMIT), ask_udp(target, ANSWER_LIMIT));
+            let (tcp, udp) = web.client().run(asks).unwrap();
+            assert!(tcp.is_ok() && udp.is_ok(), "{target}: {tcp:?}, {udp:?}");
+        }
     }
-    let entry = &web.cluster.hosts[0].netns;
-    for (netns, asking) in [(&**entry, &mut open), (client, &mut by_vip)]
-        .into_iter()
-        .flat_map(|(netns, askings)| askings.iter_mut().map(move |asking| (netns, asking)))
-    {
-        let local = asking.local();
-        let timeout = || {
-            let mut socket = NetfilterSocket::open(netns).unwrap();
-            let filter = Filter::new().original_source(local.ip().to_canonical());
-            let found = socket.connections(&filter).unwrap();
-            let own = found
-                .into_iter()
-                .find(|connection| connection.original.source_port == local.port());
+    let mut answers: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+    // What goes astray comes no later than the answer it should have been.
+    while let Some(frame) = capture.recv(Duration::from_millis(300)) {
+        match sender(&frame) {
+            Sender::Neighbor(ip) => assert!(is_of_the_underlay(ip), "{ip} is a neighbour"),
+            Sender::Answer(from) => *answers.entry(from).or_default() += 1,
+            Sender::Stray(what) => panic!("the client got {what}"),
+        }
+    }
+    for target in &targets {
+        // The handshake, the answer and the end of each connection, and the answer of each datagram.
+        let count = answers.remove(target).unwrap_or_default();
+        assert!(count >= 4 * 4, "{count} packets from {target}");
+    }
+    assert!(answers.is_empty(), "nobody asked {answers:?}");
+}
+
+/// Where a frame says that it comes from.
+enum Sender {
+    /// ARP, and what else neighbours say to each other.
+    Neighbor(IpAddr),
+    /// TCP and UDP to one address.
+    Answer(SocketAddr),
+    /// None of these.
+    Stray(String),
+}
+
+fn sender(frame: &[u8]) -> Sender {
+    let stray = || Sender::Stray(format!("{frame:02x?}"));
+    let Ok(sliced) = SlicedPacket::from_ethernet(frame) else {
+        return stray();
+    };
+    let (source, destination): (IpAddr, IpAddr) = match &sliced.net {
+        Some(NetSlice::Ipv4(ip)) => {
+            let header = ip.header();
             (
-                socket,
-                own.unwrap_or_else(|| panic!("{local} is unknown in {netns}")),
+                header.source_addr().into(),
+                header.destination_addr().into(),
             )
-        };
-        let hour = Duration::from_secs(3600);
-        // Only once the answer is acknowledged: until then the kernel gives it no more than five minutes.
-        let is_set = || (hour - LIMIT..=hour).contains(&timeout().1.timeout);
-        wait_until("set", LIMIT, is_set);
-        // As if nearly the hour had passed.
-        let (mut socket, connection) = timeout();
-        socket.set_timeout(&connection, LIMIT).unwrap();
-        asking.ask().unwrap();
-        wait_until("set anew", LIMIT, is_set);
+        }
+        Some(NetSlice::Ipv6(ip)) => {
+            let header = ip.header();
+            (
+                header.source_addr().into(),
+                header.destination_addr().into(),
+            )
+        }
+        // RFC 826: the sender's address stands at byte 14 of the packet.
+        Some(NetSlice::Arp(_)) => match frame[28..].first_chunk::<4>() {
+            Some(octets) => return Sender::Neighbor((*octets).into()),
+            None => return stray(),
+        },
+        None => return stray(),
+    };
+    match &sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => Sender::Answer((source, tcp.source_port()).into()),
+        Some(TransportSlice::Udp(udp)) => Sender::Answer((source, udp.source_port()).into()),
+        // Neighbour discovery (RFC 4861).
+        Some(TransportSlice::Icmpv6(icmp)) if (133..=137).contains(&icmp.type_u8()) => {
+            Sender::Neighbor(source)
+        }
+        // Who listens to which group.
+        _ if destination.is_multicast() => Sender::Neighbor(source),
+        _ => stray(),
     }
+}
+
+/// Whether an address is one that hosts have on the link to the client.
+fn is_of_the_underlay(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().starts_with(&[192, 0, 2]),
+        IpAddr::V6(ip) => {
+            ip.is_unspecified()
+                || ip.is_unicast_link_local()
+                || ip.segments().starts_with(&[0x2001, 0xdb8, 2, 0])
+        }
+    }
+}
+
+/// The kernel's own clock of each connection on its way, wherever it is remembered: set, and set anew by what is sent.
+fn idle_connections_last(web: &Web, client: &Netns) {
+    let entry = &web.cluster.hosts[0].netns;
+    for mut asking in web.connect(&web.ports_of(&[0])) {
+        let member = asking.ask().unwrap().member;
+        clock_is_set(entry, &mut asking, |_| true);
+        // It has another connection table, in which the client's address is that of the first packet too.
+        let ingress = web.ingress_of(&member);
+        clock_is_set(&web.members[&member].netns, &mut asking, |connection| {
+            ingress.contains(&connection.original.destination)
+        });
+    }
+    for mut asking in connect(client, &web.vips()) {
+        asking.ask().unwrap();
+        clock_is_set(client, &mut asking, |_| true);
+    }
+}
+
+/// A connection stays for an hour in the table of `netns`, from each question on.
+fn clock_is_set(netns: &Netns, asking: &mut Asking, is_meant: impl Fn(&Connection) -> bool) {
+    let local = asking.local();
+    let found = || {
+        let mut socket = NetfilterSocket::open(netns).unwrap();
+        let filter = Filter::new().original_source(local.ip().to_canonical());
+        let found = socket.connections(&filter).unwrap();
+        let mut own = found.into_iter().filter(|connection| {
+            connection.original.source_port == local.port() && is_meant(connection)
+        });
+        let own = own.next();
+        (
+            socket,
+            own.unwrap_or_else(|| panic!("{local} is unknown in {netns}")),
+        )
+    };
+    let hour = Duration::from_secs(3600);
+    // Only once the answer is acknowledged: until then the kernel gives it no more than five minutes.
+    let is_set = || (hour - LIMIT..=hour).contains(&found().1.timeout);
+    wait_until("set", LIMIT, is_set);
+    // As if nearly the hour had passed.
+    let (mut socket, connection) = found();
+    socket.set_timeout(&connection, LIMIT).unwrap();
+    asking.ask().unwrap();
+    wait_until("set anew", LIMIT, is_set);
 }
 
 #[test]
@@ -211,14 +312,35 @@ fn nothing_is_left_of_a_service_and_of_a_host_that_leaves() {
         let (shares, _) = shares(web.client(), target, 10, 1);
         assert_eq!(shares.len(), 2);
     }
+    let ingress = [0, 1].map(|host| web.ingress_of(&names[host])).concat();
+    assert_eq!(ingress.len(), 4, "{ingress:?}");
+    for (host, name) in names.iter().enumerate() {
+        let places = [&web.cluster.hosts[host].netns, &web.members[name].netns];
+        assert!(places.iter().all(|netns| remembered(netns, &ingress) > 0));
+    }
     web.cluster.hosts[1].ok("service rm web");
     for (host, name) in names.iter().enumerate() {
         let member = &web.members[name].netns;
-        wait_until("the rules are gone", LIMIT, || {
-            traces(&web.cluster.hosts[host].netns).is_empty()
-                && of_services(member) == 0
-                && !sh(member, "ip rule").contains("4789")
-        });
+        let left = || {
+            let host = &web.cluster.hosts[host].netns;
+            let mut left = vec![
+                ("the host's rules", !traces(host).is_empty()),
+                ("rules", of_services(member) > 0),
+                ("the host's connections", remembered(host, &ingress) > 0),
+                ("connections", remembered(member, &ingress) > 0),
+            ];
+            let of_table = [
+                ("ip rule", " 4789"),
+                ("ip -6 rule", " 4789"),
+                ("ip route show table all", " 4789"),
+                ("ip -6 route show table all", " 4789"),
+                ("ip -o address", " ingress"),
+            ];
+            left.extend(of_table.map(|(what, word)| (what, sh(member, what).contains(word))));
+            left.retain(|(_, is_there)| *is_there);
+            left
+        };
+        wait_until("nothing is left in the kernel", LIMIT, || left().is_empty());
         // They run on.
         wait_until("nobody is a member", LIMIT, || {
             let listed = web.cluster.hosts[host].json("ps --json");
@@ -236,11 +358,23 @@ fn nothing_is_left_of_a_service_and_of_a_host_that_leaves() {
             ("ip rule", "4789"),
             ("ip -6 rule", "4789"),
             ("ip route show table all", "towline"),
+            ("ip -6 route show table all", "towline"),
+            ("ip -o address", "towline"),
         ] {
             let left = sh(&host.netns, command);
             assert!(!left.contains(word), "{command}: {left}");
         }
     }
+}
+
+/// How many connections a namespace remembers that lead to one of these addresses.
+fn remembered(netns: &Netns, members: &[IpAddr]) -> usize {
+    let mut socket = NetfilterSocket::open(netns).unwrap();
+    let found = socket.connections(&Filter::new()).unwrap();
+    let to_members = found
+        .iter()
+        .filter(|connection| members.contains(&connection.reply.source));
+    to_members.count()
 }
 
 /// How many tables of services a container has; that of names it has always.

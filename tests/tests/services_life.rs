@@ -5,11 +5,18 @@
 //! ```
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use towline_tests::service::{ANSWER_LIMIT, Asked, Load, Server, none_failed};
+use netns::Netns;
+use towline_tests::cluster::{Cluster, Host};
+use towline_tests::service::{ANSWER_LIMIT, Asked, Asking, Load, Server, ask, none_failed};
 use towline_tests::web::{
-    CHECKED, LIMIT, QUESTION_LIMIT, Web, promised, stopped_after, tell_last_failure,
+    CHECKED, LIMIT, QUESTION_LIMIT, Web, connect, promised, stopped_after, tell_last_failure,
 };
 use towline_tests::{sh, wait_until};
 
@@ -39,15 +46,18 @@ fn a_member_that_is_killed_or_unhealthy_gets_no_new_connections() {
     tell_last_failure(&asked, killed_at, "a member was killed");
     none_failed(&asked, from, "a member was killed");
 
-    web.members.get_mut(&unhealthy).unwrap().server = None;
-    web.wait_serving(&[0, 1, 2], 1);
-    let from = Instant::now();
     let load = Load::start(web.client(), &targets, QUESTION_LIMIT);
-    std::thread::sleep(Duration::from_millis(300));
-    let asked = load.stop();
+    web.members.get_mut(&unhealthy).unwrap().server = None;
+    let unwell_at = Instant::now();
+    web.wait_serving(&[0, 1, 2], 1);
+    // A check finds out within its interval, and everybody within a second of that.
+    let from = promised(unwell_at, Duration::from_millis(1100));
+    let asked = stopped_after(load, from);
+    tell_last_failure(&asked, unwell_at, "a member turned unhealthy");
     none_failed(&asked, from, "a member is unhealthy");
     let members = |asked: &Asked| asked.result.clone().unwrap().member;
-    assert!(asked.iter().all(|asked| members(asked) == living));
+    let mut since = asked.iter().filter(|asked| asked.at >= from);
+    assert!(since.all(|asked| members(asked) == living));
     let shown = web.cluster.hosts[1].json("ps --json");
     let health = shown[0]["service"]["health"].as_str().unwrap();
     assert!(health.starts_with("unhealthy"), "{health}");
@@ -71,13 +81,17 @@ fn a_member_that_is_killed_or_unhealthy_gets_no_new_connections() {
 fn a_host_that_is_lost_takes_nobodys_connections() {
     let started = Instant::now();
     let mut web = Web::new(3, &[], "");
-    for host in 0..3 {
-        web.add(host, &format!("m{host}"));
-    }
+    let [_, _, lost] = [0, 1, 2].map(|host| web.add(host, &format!("m{host}")));
     web.wait_serving(&[0, 1], 3);
     // Hosts are given ten seconds to come back to a manager that has just started.
     std::thread::sleep(Duration::from_secs(11).saturating_sub(started.elapsed()));
     let targets = web.ports_of(&[0, 1]);
+    // Each in turn: every target's connections reach all members.
+    let mut open = web.connect(&[targets.clone(), targets.clone(), targets.clone()].concat());
+    let answered: Vec<String> = open
+        .iter_mut()
+        .map(|asking| asking.ask().unwrap().member)
+        .collect();
     let load = Load::start(web.client(), &targets, QUESTION_LIMIT);
     // As if its power were cut.
     let lost_at = Instant::now();
@@ -87,6 +101,14 @@ fn a_host_that_is_lost_takes_nobodys_connections() {
     let asked = stopped_after(load, from);
     tell_last_failure(&asked, lost_at, "a host was lost");
     none_failed(&asked, from, "a host was lost");
+    // Those that were open to the members elsewhere are still.
+    for (asking, member) in open.iter_mut().zip(&answered) {
+        if *member != lost {
+            assert_eq!(asking.ask().unwrap().member, *member);
+        }
+    }
+    let went_on: BTreeSet<&String> = answered.iter().filter(|name| **name != lost).collect();
+    assert_eq!(went_on.len(), 2, "{answered:?}");
     sh(&web.cluster.switch, "ip link set p3 up");
     web.wait_serving(&[0, 1], 3);
 }
@@ -128,6 +150,184 @@ fn without_a_manager_all_goes_on() {
     }
     web.cluster.hosts[0].start_agent();
     web.wait_serving(&[0, 1, 2], 2);
+}
+
+#[test]
+fn open_connections_of_a_member_that_is_removed_come_to_their_end() {
+    let mut web = Web::new(2, &[], &format!("{CHECKED} --drain-timeout 60s"));
+    web.add(0, "stays");
+    let goes = web.add(1, "goes");
+    web.wait_serving(&[0, 1], 2);
+    let client = web.add_client(0, "client");
+    let ways = ways(&web, &client);
+
+    let mut open = by_each_way(&ways, &goes);
+    let removed_at = Instant::now();
+    let mut removing = Running::start(&web.cluster.hosts[1], &format!("rm -f {goes}"));
+    web.wait_serving(&[0, 1], 1);
+    // All the while they are asked, and whoever comes now is led to the other.
+    while removed_at.elapsed() < Duration::from_secs(1) {
+        for asking in &mut open {
+            assert_eq!(asking.ask().unwrap().member, goes);
+        }
+        for (netns, target) in &ways {
+            let answer = netns.run(|| ask(*target, ANSWER_LIMIT)).unwrap().unwrap();
+            assert_ne!(answer.member, goes, "{target}");
+        }
+        assert!(!removing.is_over(), "its connections are open");
+    }
+    // One is as good as all.
+    open.truncate(1);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(open[0].ask().unwrap().member, goes);
+    assert!(!removing.is_over(), "a connection is open");
+    drop(open);
+    let closed_at = Instant::now();
+    removing.wait();
+    assert!(
+        closed_at.elapsed() < LIMIT,
+        "not by its timeout, which is a minute"
+    );
+    web.members.remove(&goes);
+
+    // No longer than it is given.
+    let goes = web.add(1, "late");
+    web.wait_serving(&[0, 1], 2);
+    let mut open = by_each_way(&ways, &goes);
+    let removed_at = Instant::now();
+    let mut removing = Running::start(
+        &web.cluster.hosts[1],
+        &format!("rm -f --drain-timeout 1s {goes}"),
+    );
+    removing.wait();
+    let lasted = removed_at.elapsed();
+    assert!(
+        (Duration::from_secs(1)..LIMIT).contains(&lasted),
+        "{lasted:?}"
+    );
+    web.members.remove(&goes);
+    for asking in &mut open {
+        asking.give_up_after(Duration::from_millis(200));
+        assert!(asking.ask().is_err(), "it is gone");
+    }
+}
+
+/// Where the service is, and from where: the published port of each host from outside, and the virtual address from a container.
+fn ways(web: &Web, client: &Netns) -> Vec<(Netns, SocketAddr)> {
+    let ports = web.ports_of(&[0, 1]);
+    let from_outside = ports.into_iter().map(|port| (web.client().clone(), port));
+    let from_inside = web.vips().map(|vip| (client.clone(), vip));
+    from_outside.chain(from_inside).collect()
+}
+
+/// A connection to this member by each of these ways.
+fn by_each_way(ways: &[(Netns, SocketAddr)], member: &str) -> Vec<Asking> {
+    let open = |(netns, target): &(Netns, SocketAddr)| {
+        // In turn: one of as many as there are members.
+        (0..10)
+            .find_map(|_| {
+                let mut asking = connect(netns, &[*target]).remove(0);
+                (asking.ask().unwrap().member == member).then_some(asking)
+            })
+            .unwrap_or_else(|| panic!("{target} never leads to {member}"))
+    };
+    ways.iter().map(open).collect()
+}
+
+/// A command of `towline` that goes on meanwhile. It is killed with the value.
+struct Running(Child);
+
+impl Running {
+    fn start(host: &Host, args: &str) -> Self {
+        let mut command = host.command(args);
+        command.stdout(Stdio::null());
+        Self(host.netns.run(|| command.spawn()).unwrap().unwrap())
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until it is over, all well.
+    fn wait(&mut self) {
+        wait_until("the command ends", LIMIT * 2, || self.is_over());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn members_are_asked_by_a_command_inside_or_by_http() {
+    let cluster = Cluster::joined(1, &[]);
+    let host = &cluster.hosts[0];
+    let folder = tempfile::tempdir().unwrap();
+    let [well, seen] = ["well", "seen"].map(|name| folder.path().join(name));
+    host.ok("network create myoverlay");
+    let create = "service create --network myoverlay --health-interval 100ms --health-retries 1 --health-timeout 20s";
+    let mut by_command = host.command(&format!("{create} --name command --health-cmd"));
+    by_command.arg(format!(
+        "readlink /proc/self/ns/net > {}; test -e {}",
+        seen.display(),
+        well.display()
+    ));
+    let made = host.netns.run(|| by_command.output()).unwrap().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    host.ok(&format!("{create} --name http --health-http 80/healthy"));
+    let [command, http] = ["command", "http"].map(|service| {
+        let name = cluster.container(service);
+        host.ok(&format!(
+            "run -d --name {name} --service {service} -- sleep infinity"
+        ));
+        (name.clone(), Netns::open(&name).unwrap())
+    });
+    let status = Arc::new(AtomicU16::new(503));
+    let _server = Server::http(&http.1, 80, "/healthy", &status);
+    let is = |name: &str, serving: bool, health: &str| {
+        wait_until(&format!("{name} is {health}"), LIMIT, || {
+            let listed = host.json("ps --json");
+            let mut listed = listed.as_array().unwrap().iter();
+            let own = listed.find(|container| container["name"] == name).unwrap();
+            let service = &own["service"];
+            let health_now = service["health"].as_str().unwrap_or_default();
+            service["serving"] == serving && health_now.starts_with(health)
+        });
+    };
+    // Neither serves before it was found well once.
+    wait_until("the command is run", LIMIT, || {
+        std::fs::read_to_string(&seen).is_ok_and(|text| text.ends_with('\n'))
+    });
+    is(&command.0, false, "starting");
+    is(&http.0, false, "starting");
+    assert_eq!(
+        std::fs::read_to_string(&seen).unwrap(),
+        sh(&command.1, "readlink /proc/self/ns/net"),
+        "the command runs in the member"
+    );
+    for _ in 0..2 {
+        std::fs::write(&well, "").unwrap();
+        status.store(204, Ordering::Relaxed);
+        is(&command.0, true, "healthy");
+        is(&http.0, true, "healthy");
+        std::fs::remove_file(&well).unwrap();
+        status.store(500, Ordering::Relaxed);
+        is(
+            &command.0,
+            false,
+            "unhealthy: the command ended with exit status: 1",
+        );
+        is(&http.0, false, "unhealthy: ");
+    }
+    // What is answered elsewhere is no answer.
+    status.store(200, Ordering::Relaxed);
+    is(&http.0, true, "healthy");
+    host.ok("service update http --health-http 80/other");
+    is(&http.0, false, "unhealthy: ");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! ```
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use netns::Netns;
@@ -27,7 +27,11 @@ fn ports_that_cannot_be_published_and_what_is_published_to_this_host_alone() {
         1,
         &["port '8080' is already in use by service 'web'"],
     );
-    other.refused(&format!("{create} two --publish 0:80"), 1, &["0"]);
+    other.refused(
+        &format!("{create} two --publish 0:80"),
+        1,
+        &["invalid hostPort: 0: ports are 1 to 65535"],
+    );
     manager.refused(
         &format!("{create} two --publish 8081:80/sctp"),
         1,
@@ -149,6 +153,71 @@ fn a_container_has_a_port_of_its_own_host() {
     cluster.hosts[1].ok(&format!("rm -f {one}"));
     assert!(answers(&cluster).iter().all(Result::is_err), "it is gone");
     cluster.hosts[1].ok(&run(&two));
+}
+
+#[test]
+fn a_service_is_as_its_options_say_and_follows_when_they_change() {
+    let mut web = Web::new(
+        2,
+        &[],
+        "--vip 10.0.9.200 --vip fd00:9::c8 --lb weighted --opt preserve-client=false",
+    );
+    let vips = ["10.0.9.200", "fd00:9::c8"].map(|ip| SocketAddr::new(ip.parse().unwrap(), 80));
+    assert_eq!(web.vips(), vips);
+    let light = web.add(0, "light");
+    let heavy = web.add_with_weight(1, "heavy", 3);
+    web.wait_serving(&[0, 1], 2);
+    let inside = web.add_client(0, "inside");
+    // Members see the host that was asked, by its place on their network; who is on that network itself they see as ever.
+    let entry = &*web.cluster.hosts[0].netns;
+    let from_outside = web
+        .ports(0)
+        .map(|port| (web.client(), port, entry, "towline_ingress"));
+    let from_inside = vips.map(|vip| (&inside, vip, &inside, "eth0"));
+    for (netns, target, seen, ifname) in from_outside.into_iter().chain(from_inside) {
+        let (shares, clients) = shares(netns, target, 40, 2);
+        assert_eq!(
+            (shares[&light], shares[&heavy]),
+            (10, 30),
+            "{target}: {shares:?}"
+        );
+        let own = sh(seen, &format!("ip -o address show dev {ifname}"));
+        assert_eq!(clients.len(), 1, "{target}: {clients:?}");
+        assert!(
+            own.contains(&format!(" {}/", clients[0])),
+            "{target}: {clients:?}"
+        );
+    }
+
+    web.cluster.hosts[1].ok("service update web --lb source --opt preserve-client=true");
+    for target in web.ports_of(&[0, 1]) {
+        let client = CLIENT[usize::from(target.is_ipv6())];
+        wait_until("one client, one member", LIMIT, || {
+            let (shares, clients) = shares(web.client(), target, 16, 2);
+            shares.len() == 1 && clients == [client.parse::<IpAddr>().unwrap()]
+        });
+    }
+
+    web.cluster.hosts[1].ok("service update web --publish-rm 80/tcp --publish-add 8082:80");
+    let answers = |target: SocketAddr| {
+        let limit = Duration::from_secs(1);
+        web.client().run(|| ask(target, limit)).unwrap().is_ok()
+    };
+    for host in &web.cluster.hosts {
+        for (before, now) in at(host, 8080).into_iter().zip(at(host, 8082)) {
+            wait_until("the port is another", LIMIT, || {
+                answers(now) && !answers(before)
+            });
+        }
+        // A program of the host can have it again.
+        wait_until("the port is free", LIMIT, || {
+            let bind = || std::net::TcpListener::bind("[::]:8080").is_ok();
+            host.netns.run(bind).unwrap()
+        });
+    }
+    for vip in vips {
+        assert!(inside.run(|| ask(vip, ANSWER_LIMIT)).unwrap().is_ok());
+    }
 }
 
 #[test]
