@@ -16,7 +16,7 @@ use netns::Netns;
 use towline_tests::cluster::{Cluster, Host};
 use towline_tests::service::{ANSWER_LIMIT, Asked, Asking, Load, Server, ask, none_failed};
 use towline_tests::web::{
-    CHECKED, LIMIT, QUESTION_LIMIT, Web, connect, promised, stopped_after, tell_last_failure,
+    CHECKED, LIMIT, QUESTION_LIMIT, Web, at, connect, promised, stopped_after, tell_last_failure,
 };
 use towline_tests::{sh, wait_until};
 
@@ -154,14 +154,21 @@ fn without_a_manager_all_goes_on() {
 
 #[test]
 fn open_connections_of_a_member_that_is_removed_come_to_their_end() {
-    let mut web = Web::new(2, &[], &format!("{CHECKED} --drain-timeout 60s"));
+    let mut web = Web::new(
+        2,
+        &[],
+        &format!("{CHECKED} --drain-timeout 60s --publish published=9080,target=80,mode=host"),
+    );
     web.add(0, "stays");
     let goes = web.add(1, "goes");
     web.wait_serving(&[0, 1], 2);
     let client = web.add_client(0, "client");
     let ways = ways(&web, &client);
+    // By its own host's port, which leads to nobody else.
+    let own = at(&web.cluster.hosts[1], 9080);
 
     let mut open = by_each_way(&ways, &goes);
+    open.extend(web.connect(&own));
     let removed_at = Instant::now();
     let mut removing = Running::start(&web.cluster.hosts[1], &format!("rm -f {goes}"));
     web.wait_serving(&[0, 1], 1);
@@ -174,14 +181,19 @@ fn open_connections_of_a_member_that_is_removed_come_to_their_end() {
             let answer = netns.run(|| ask(*target, ANSWER_LIMIT)).unwrap().unwrap();
             assert_ne!(answer.member, goes, "{target}");
         }
+        for target in own {
+            let asks = || ask(target, Duration::from_millis(100));
+            assert!(web.client().run(asks).unwrap().is_err(), "{target}");
+        }
         assert!(!removing.is_over(), "its connections are open");
     }
-    // One is as good as all.
-    open.truncate(1);
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(open[0].ask().unwrap().member, goes);
-    assert!(!removing.is_over(), "a connection is open");
-    drop(open);
+    // One is as good as all, by whatever way it came.
+    while let Some(mut last) = open.pop() {
+        open.drain(..open.len().saturating_sub(3));
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(last.ask().unwrap().member, goes);
+        assert!(!removing.is_over(), "{} is open", last.local());
+    }
     let closed_at = Instant::now();
     removing.wait();
     assert!(
@@ -210,6 +222,45 @@ fn open_connections_of_a_member_that_is_removed_come_to_their_end() {
         asking.give_up_after(Duration::from_millis(200));
         assert!(asking.ask().is_err(), "it is gone");
     }
+}
+
+#[test]
+fn a_member_that_is_stopped_is_drained_and_kept_whatever_its_service_publishes() {
+    let cluster = Cluster::joined(2, &[]);
+    let [manager, host] = &cluster.hosts[..] else {
+        unreachable!("two hosts")
+    };
+    manager.ok("network create myoverlay");
+    // Nothing of it is in anybody's rules.
+    manager.ok(
+        "service create --name web --network myoverlay --endpoint-mode dnsrr --drain-timeout 60s",
+    );
+    let [name, client] = ["m", "client"].map(|name| cluster.container(name));
+    host.ok(&format!(
+        "run -d --name {name} --service web -- sleep infinity"
+    ));
+    manager.ok(&format!(
+        "run -d --name {client} --network myoverlay -- sleep infinity"
+    ));
+    let server = Server::tcp(&Netns::open(&name).unwrap(), &name, 80);
+    let listed = host.json("ps --json");
+    let ip = listed[0]["endpoints"][0]["ips"][0].as_str().unwrap();
+    let target = SocketAddr::new(ip.parse().unwrap(), 80);
+    let mut open = connect(&Netns::open(&client).unwrap(), &[target]);
+    assert_eq!(open[0].ask().unwrap().member, name);
+    let mut stopping = Running::start(host, &format!("stop -t 1 {name}"));
+    let state = || host.json("ps --all --json")[0]["state"].clone();
+    wait_until("it serves no more", LIMIT, || {
+        host.json("ps --json")[0]["service"]["serving"] == false
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(open[0].ask().unwrap().member, name);
+    assert!(!stopping.is_over() && state() == "running");
+    drop(open);
+    stopping.wait();
+    drop(server);
+    assert_eq!(state(), "exited");
+    host.ok(&format!("rm {name}"));
 }
 
 /// Where the service is, and from where: the published port of each host from outside, and the virtual address from a container.
@@ -286,6 +337,26 @@ fn members_are_asked_by_a_command_inside_or_by_http() {
         ));
         (name.clone(), Netns::open(&name).unwrap())
     });
+    // One that lasts longer than it may is ended with all that it started.
+    let tries = folder.path().join("tries");
+    let sleep = format!("{}", 1_000_000_000 + u64::from(std::process::id()));
+    let mut that_hangs = host.command(
+        "service create --name hangs --network myoverlay --health-interval 50ms --health-timeout 200ms --health-cmd",
+    );
+    that_hangs.arg(format!("echo >> {}; sleep {sleep}; true", tries.display()));
+    let made = host.netns.run(|| that_hangs.output()).unwrap().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let hangs = cluster.container("hangs");
+    host.ok(&format!(
+        "run -d --name {hangs} --service hangs -- sleep infinity"
+    ));
+    wait_until("it is tried again and again", LIMIT, || {
+        std::fs::read(&tries).is_ok_and(|lines| lines.len() >= 5)
+    });
+    wait_until("one sleeps at a time", LIMIT, || sleeping(&sleep) <= 1);
+    host.ok("service update hangs --no-healthcheck");
+    wait_until("nobody sleeps", LIMIT, || sleeping(&sleep) == 0);
+
     let status = Arc::new(AtomicU16::new(503));
     let _server = Server::http(&http.1, 80, "/healthy", &status);
     let is = |name: &str, serving: bool, health: &str| {
@@ -328,6 +399,14 @@ fn members_are_asked_by_a_command_inside_or_by_http() {
     is(&http.0, true, "healthy");
     host.ok("service update http --health-http 80/other");
     is(&http.0, false, "unhealthy: ");
+}
+
+/// How many processes `sleep TIME` there are.
+fn sleeping(time: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let wanted = format!("sleep\0{time}\0");
+    lines.filter(|line| line == wanted.as_bytes()).count()
 }
 
 #[test]
