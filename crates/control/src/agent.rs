@@ -24,7 +24,7 @@ use vtep::{MacAddr, Vni};
 
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo, HostView};
-use crate::installed::{Digest, Entry};
+use crate::installed::{DIFFERENCES_MAX, Digest, Entry, RuleDifference};
 use crate::manager::repair::CONFIRM_MAX;
 use crate::message::{OwnedEndpoint, ToAgent, ToManager, VERSION};
 use crate::network::Endpoint;
@@ -391,28 +391,38 @@ impl Agent {
         }
     }
 
-    /// Tells the manager what this host's datapath holds of a network.
-    pub fn report(&mut self, inspection: Inspection, installed: &BTreeSet<Entry>) {
+    /// Tells the manager what this host's datapath holds of a network, and what rules for services stand otherwise than its table says.
+    pub fn report(
+        &mut self,
+        inspection: Inspection,
+        installed: &BTreeSet<Entry>,
+        mut rules: Vec<RuleDifference>,
+    ) {
+        rules.truncate(DIFFERENCES_MAX);
         if !matches!(self.link, Link::Up { .. }) {
             return;
         }
         let Inspection { id, vni, digest } = inspection;
-        let part = |same, entries, last| ToManager::Installed {
+        let mut part = |same, entries, last| ToManager::Installed {
             id,
             vni,
             same,
             entries,
+            rules: std::mem::take(&mut rules),
             last,
         };
         if installed.iter().collect::<Digest>() == digest {
-            self.messages.push_back(part(true, Vec::new(), true));
+            let same = part(true, Vec::new(), true);
+            self.messages.push_back(same);
             return;
         }
         let entries: Vec<Entry> = installed.iter().copied().collect();
-        let chunks = entries.chunks(ENTRIES_PER_MESSAGE);
-        self.messages
-            .extend(chunks.map(|entries| part(false, entries.to_vec(), false)));
-        self.messages.push_back(part(false, Vec::new(), true));
+        for entries in entries.chunks(ENTRIES_PER_MESSAGE) {
+            let some = part(false, entries.to_vec(), false);
+            self.messages.push_back(some);
+        }
+        let last = part(false, Vec::new(), true);
+        self.messages.push_back(last);
     }
 
     /// This host receives VXLAN on another UDP port from now on: every later hello says so.

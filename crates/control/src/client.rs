@@ -23,7 +23,7 @@ use crate::cache::{Kept, TableCache, is_kept};
 use crate::dial::{dial, explain};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
-use crate::installed::Entry;
+use crate::installed::{Entry, RuleDifference};
 use crate::lease::LeaseError;
 use crate::limits::FRAME_MAX;
 use crate::message::{MessageError, ToAgent};
@@ -257,9 +257,16 @@ impl AgentHandle {
         self.shared.wake.notify_one();
     }
 
-    /// Answers [`Event::Inspect`] with what the datapath holds.
-    pub fn report(&self, inspection: Inspection, installed: &BTreeSet<Entry>) {
-        self.shared.core().agent.report(inspection, installed);
+    /// Answers [`Event::Inspect`] with what the datapath holds, and with the rules for services that are wrong.
+    pub fn report(
+        &self,
+        inspection: Inspection,
+        installed: &BTreeSet<Entry>,
+        rules: Vec<RuleDifference>,
+    ) {
+        let mut core = self.shared.core();
+        core.agent.report(inspection, installed, rules);
+        drop(core);
         self.shared.wake.notify_one();
     }
 

@@ -154,6 +154,40 @@ pub struct Difference {
     pub fault: Fault,
 }
 
+/// A rule for services that stands otherwise in a host's kernel than the table says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RuleDifference {
+    /// The container in whose namespace it is; `None`: in the host's own.
+    pub container: Option<String>,
+    /// The service that it is for; `None`: all, or one that is not known.
+    pub service: Option<String>,
+    /// Which, in words.
+    pub rule: String,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+impl RuleDifference {
+    /// The same without what a terminal would act on: comments and names of rules are whatever somebody in a container wrote.
+    #[must_use]
+    pub fn printable(self) -> Self {
+        let clean = |text: String| text.replace(char::is_control, "\u{fffd}");
+        Self {
+            container: self.container.map(clean),
+            service: self.service.map(clean),
+            rule: clean(self.rule),
+            fault: self.fault,
+        }
+    }
+
+    /// Bytes of all its texts.
+    pub(crate) fn size(&self) -> usize {
+        let names =
+            [&self.container, &self.service].map(|name| name.as_ref().map_or(0, String::len));
+        names.iter().sum::<usize>() + self.rule.len()
+    }
+}
+
 /// All differences, an entry's missing and extra forms side by side.
 #[must_use]
 pub fn differences(expected: &BTreeSet<Entry>, installed: &BTreeSet<Entry>) -> Vec<Difference> {
@@ -183,6 +217,9 @@ pub enum Finding {
     Differs {
         /// The differences, at most [`DIFFERENCES_MAX`].
         differences: Vec<Difference>,
+        /// What rules for services differ, at most as many.
+        #[serde(default)]
+        rules: Vec<RuleDifference>,
         /// How many there are in all.
         count: usize,
     },
@@ -192,8 +229,10 @@ pub enum Finding {
     Silent,
 }
 
-/// Differences told of one host and network.
+/// Differences of each kind told of one host and network.
 pub const DIFFERENCES_MAX: usize = 1000;
+/// Bytes of one rule's texts: names of containers and services, and a comment, are far shorter.
+pub(crate) const RULE_BYTES_MAX: usize = 1024;
 
 /// One host's tables of one network, compared with the manager's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -308,8 +308,17 @@ impl Manager {
                 vni,
                 same,
                 entries,
+                rules,
                 last,
-            } => self.installed(id, (vni, host), same, entries, last, now),
+            } => {
+                let answer = verify::InstalledPart {
+                    same,
+                    entries,
+                    rules,
+                    last,
+                };
+                self.installed(id, (vni, host), answer, now);
+            }
             ToManager::Call { id, request } => {
                 let call = HeldCall {
                     connection,

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
     use crate::epoch::Epoch;
     use crate::host::HostInfo;
-    use crate::installed::{Digest, Entry};
+    use crate::installed::{Digest, Entry, Fault, RuleDifference};
     use crate::names::Names;
     use crate::request::Request;
     use crate::row::{Row, State};
@@ -233,6 +233,12 @@ mod tests {
                 entries: vec![Entry::Member {
                     vtep: [192, 0, 2, 1].into(),
                     flood: true,
+                }],
+                rules: vec![RuleDifference {
+                    container: Some("c1".to_owned()),
+                    service: None,
+                    rule: "table inet towline".to_owned(),
+                    fault: Fault::Missing,
                 }],
                 last: true,
             },

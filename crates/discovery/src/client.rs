@@ -116,7 +116,7 @@ fn purge(netns: &Netns, known: Option<&ClientPlan>, plan: &ClientPlan) -> Result
     })
 }
 
-fn table() -> Table {
+pub(crate) fn table() -> Table {
     Table::new(Family::Inet, "towline")
 }
 
@@ -145,7 +145,7 @@ fn ways_of(plan: &ClientPlan) -> BTreeSet<(IpAddr, IpAddr)> {
     ways.collect()
 }
 
-fn content(plan: &ClientPlan) -> Content {
+pub(crate) fn content(plan: &ClientPlan) -> Content {
     let mut content = Content::default();
     if plan.services.is_empty() {
         return content;
@@ -211,7 +211,7 @@ fn by_destination([v4, v6]: [&str; 2]) -> [Rule; 2] {
 }
 
 /// A name is a service's alone, unless two networks have a service of that name.
-fn chain_name(plan: &ClientPlan, service: &ClientService) -> String {
+pub(crate) fn chain_name(plan: &ClientPlan, service: &ClientService) -> String {
     let same = |other: &&ClientService| other.service == service.service;
     if plan.services.iter().filter(same).count() > 1 {
         format!("svc-{}-{}", service.service, service.vni)

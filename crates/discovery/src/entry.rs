@@ -123,7 +123,7 @@ impl InstalledEntry {
     }
 }
 
-fn table() -> Table {
+pub(crate) fn table() -> Table {
     Table::new(Family::Inet, "towline-ingress")
 }
 
@@ -252,7 +252,7 @@ fn word_of(protocol: service::Protocol) -> &'static str {
     }
 }
 
-fn content(plan: &EntryPlan) -> Content {
+pub(crate) fn content(plan: &EntryPlan) -> Content {
     let mut content = Content::default();
     if plan.ports.is_empty() {
         return content;
@@ -338,13 +338,12 @@ fn ports(plan: &EntryPlan, content: &mut Content) -> bool {
                 }
             }
         }
-        let chain = format!("publish-{number}-{word}");
+        let [chain, unserved_chain] = chains(number, word);
         published.insert(element(&chain));
         content.chain(Chain::regular(chain), led);
         if !refused.is_empty() {
-            let chain = format!("unserved-{number}-{word}");
-            unserved.insert(element(&chain));
-            content.chain(Chain::regular(chain), refused);
+            unserved.insert(element(&unserved_chain));
+            content.chain(Chain::regular(unserved_chain), refused);
         }
     }
     let any_unserved = !unserved.is_empty();
@@ -358,6 +357,16 @@ fn ports(plan: &EntryPlan, content: &mut Content) -> bool {
         content.set(map(UNSERVED), unserved);
     }
     any_unserved
+}
+
+/// The chains of a published port: where members are chosen, and where it is refused that nobody serves.
+fn chains(number: u16, word: &str) -> [String; 2] {
+    ["publish", "unserved"].map(|kind| format!("{kind}-{number}-{word}"))
+}
+
+/// The same of a port.
+pub(crate) fn chains_of(port: &EntryPort) -> [String; 2] {
+    chains(port.published, word_of(port.protocol))
 }
 
 /// Whether the port is accepted in a family at all: one that is published on an address is so in the address's alone.

@@ -9,6 +9,7 @@
 //! - [`InstalledEntry`] is a host that accepts published ports, [`InstalledClient`] a namespace that calls services by their
 //!   virtual addresses, [`InstalledMember`] one that is reached through the ingress network. Each brings the kernel from what it
 //!   put there before to what a plan says, and sends nothing where nothing changed.
+//! - [`Inspector`] reads back what stands there, and says what is otherwise than a plan says.
 //! - [`health`] asks a member whether it is well.
 //!
 //! Connections are led by the kernel alone (nftables and conntrack): they go on while nobody of ours runs.
@@ -28,9 +29,11 @@ pub mod plan;
 pub mod publish;
 mod services;
 pub mod slots;
+mod verify;
 
 pub use client::InstalledClient;
 pub use entry::InstalledEntry;
 pub use error::ApplyError;
 pub use member::InstalledMember;
 pub use services::{EntryHost, MemberNetwork, Place, Services};
+pub use verify::{Inspector, Wrong};

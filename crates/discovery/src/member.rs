@@ -118,6 +118,13 @@ fn no_egress(error: ApplyError) -> ApplyError {
     }
 }
 
+/// The member's tables, and what is to stand in them.
+pub(crate) fn contents(plan: Option<&MemberPlan>) -> [(Table, Content); 2] {
+    let of_plan = plan.map(|plan| (netdev(), inet(plan)));
+    let (netdev, inet) = of_plan.unwrap_or_default();
+    [(netdev_table(), netdev), (inet_table(), inet)]
+}
+
 fn inet_table() -> Table {
     Table::new(Family::Inet, "towline-ingress")
 }

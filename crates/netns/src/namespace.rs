@@ -161,6 +161,20 @@ impl Netns {
         made
     }
 
+    /// Makes a namespace that has no name and ends with this value and its copies. Its `lo` is down.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn unnamed() -> Result<Self, NetnsError> {
+        let made = on_own_thread(|| {
+            // SAFETY: only CLONE_FILES is unsafe to unshare, and only CLONE_NEWNET is asked for here. No safe call exists.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+            Self::from_path(Path::new(OWN), None)
+        });
+        made.and_then(|made| made)
+            .map_err(refused("make a network namespace"))
+    }
+
     /// Takes a name away. The namespace itself ends with its last process, socket and open file. An absent name is fine.
     ///
     /// # Errors

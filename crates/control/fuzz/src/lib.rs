@@ -294,6 +294,7 @@ impl<'a> Input<'a> {
                 vni: self.vni(),
                 same: self.below(2) == 0,
                 entries: self.many(Self::entry),
+                rules: Vec::new(),
                 last: self.below(2) == 0,
             },
             6 => ToManager::Misdelivered {

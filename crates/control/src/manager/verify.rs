@@ -13,7 +13,8 @@ use vtep::Vni;
 use super::{Connection, Manager};
 use crate::host::HostId;
 use crate::installed::{
-    self, DIFFERENCES_MAX, Difference, Digest, Entry, Finding, Verified, differences,
+    self, DIFFERENCES_MAX, Difference, Digest, Entry, Finding, RULE_BYTES_MAX, RuleDifference,
+    Verified, differences,
 };
 use crate::message::ToAgent;
 use crate::request::Response;
@@ -55,6 +56,17 @@ struct Question {
     not_before: Option<Duration>,
     asked: u8,
     installed: BTreeSet<Entry>,
+    /// Of all answers: a host mends such rules as it tells of them.
+    rules: BTreeSet<RuleDifference>,
+}
+
+/// A host's answer, or a part of it.
+#[derive(Debug)]
+pub(super) struct InstalledPart {
+    pub(super) same: bool,
+    pub(super) entries: Vec<Entry>,
+    pub(super) rules: Vec<RuleDifference>,
+    pub(super) last: bool,
 }
 
 impl Manager {
@@ -148,11 +160,15 @@ impl Manager {
         &mut self,
         id: u64,
         (vni, host): (Vni, HostId),
-        same: bool,
-        entries: Vec<Entry>,
-        last: bool,
+        answer: InstalledPart,
         now: Duration,
     ) {
+        let InstalledPart {
+            same,
+            entries,
+            rules,
+            last,
+        } = answer;
         let vtep = self.state.hosts.get(&host).map(|info| info.vtep);
         let Some(verification) = self.verifications.running.get_mut(&id) else {
             return;
@@ -166,6 +182,12 @@ impl Manager {
         if question.installed.len() <= expected.len() + SURPLUS_MAX {
             question.installed.extend(entries);
         }
+        let told = rules
+            .into_iter()
+            .filter(|rule| rule.size() <= RULE_BYTES_MAX)
+            .map(RuleDifference::printable);
+        let room = DIFFERENCES_MAX.saturating_sub(question.rules.len());
+        question.rules.extend(told.take(room));
         if !last {
             return;
         }
@@ -183,8 +205,9 @@ impl Manager {
             question.not_before = Some(now + AGAIN);
             return;
         }
+        let rules = std::mem::take(&mut question.rules);
         verification.open.remove(&(vni, host));
-        let finding = finding(differing, wanted.len());
+        let finding = finding(differing, rules, wanted.len());
         let verified = self.verified(vni, host, finding);
         if let Some(verification) = self.verifications.running.get_mut(&id) {
             verification.found.push(verified);
@@ -245,14 +268,19 @@ fn own_member(expected: &BTreeSet<Entry>, vtep: Option<std::net::IpAddr>) -> Vec
     there.filter(|entry| expected.contains(entry)).collect()
 }
 
-fn finding(mut differing: Vec<Difference>, entries: usize) -> Finding {
-    let count = differing.len();
+fn finding(
+    mut differing: Vec<Difference>,
+    rules: BTreeSet<RuleDifference>,
+    entries: usize,
+) -> Finding {
+    let count = differing.len() + rules.len();
     if count == 0 {
         return Finding::Same { entries };
     }
     differing.truncate(DIFFERENCES_MAX);
     Finding::Differs {
         differences: differing,
+        rules: rules.into_iter().collect(),
         count,
     }
 }
@@ -302,6 +330,7 @@ mod tests {
             vni,
             same,
             entries,
+            rules: Vec::new(),
             last: true,
         }
     }
@@ -352,9 +381,71 @@ mod tests {
             entry: lost,
             fault: Fault::Missing,
         }];
-        let count = 1;
-        assert_eq!(bad[0].finding, Finding::Differs { differences, count });
+        let expected = Finding::Differs {
+            differences,
+            rules: Vec::new(),
+            count: 1,
+        };
+        assert_eq!(bad[0].finding, expected);
         assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn a_rule_that_is_wrong_counts_at_once_and_no_host_tells_more_than_is_kept() {
+        let (mut bench, vni, _) = Bench::new();
+        verify(&mut bench);
+        let rule = |number: usize| RuleDifference {
+            container: Some("c1".to_owned()),
+            service: Some("web".to_owned()),
+            rule: format!("rule {number}"),
+            fault: Fault::Missing,
+        };
+        let long = RuleDifference {
+            rule: "x".repeat(RULE_BYTES_MAX),
+            ..rule(0)
+        };
+        for (connection, id, _) in asked(&mut bench) {
+            let rules = match connection {
+                1 => {
+                    let coloured = RuleDifference {
+                        service: Some("web\u{1b}[0m".to_owned()),
+                        ..rule(2)
+                    };
+                    vec![rule(1), long.clone(), coloured]
+                }
+                _ => (0..=DIFFERENCES_MAX).map(rule).collect(),
+            };
+            bench.say(
+                connection,
+                ToManager::Installed {
+                    id,
+                    vni,
+                    same: true,
+                    entries: Vec::new(),
+                    rules,
+                    last: true,
+                },
+            );
+        }
+        let Some(Response::Verified(found)) = bench.answer() else {
+            panic!("no answer")
+        };
+        let expected = Finding::Differs {
+            differences: Vec::new(),
+            rules: vec![
+                rule(1),
+                RuleDifference {
+                    service: Some("web\u{fffd}[0m".to_owned()),
+                    ..rule(2)
+                },
+            ],
+            count: 2,
+        };
+        assert_eq!(found[0].finding, expected);
+        let Finding::Differs { rules, .. } = &found[1].finding else {
+            panic!("{found:?}")
+        };
+        assert_eq!(rules.len(), DIFFERENCES_MAX);
     }
 
     #[test]

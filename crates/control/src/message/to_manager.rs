@@ -9,7 +9,7 @@ use vtep::{MacAddr, Vni};
 use super::{MessageError, generation, host_id, ip, ip_to_wire, json, mac, parse, vni, wire};
 use crate::epoch::Epoch;
 use crate::host::{HostId, HostInfo};
-use crate::installed::Entry;
+use crate::installed::{Entry, RuleDifference};
 use crate::network::{Endpoint, Network};
 use crate::request::{EndpointState, Request};
 use crate::service::Service;
@@ -82,6 +82,8 @@ pub enum ToManager {
         same: bool,
         /// The entries.
         entries: Vec<Entry>,
+        /// Rules for services that stand otherwise than this host's table says.
+        rules: Vec<RuleDifference>,
         /// No part follows.
         last: bool,
     },
@@ -195,12 +197,14 @@ impl ToManager {
                 vni,
                 same,
                 entries,
+                rules,
                 last,
             } => Kind::Installed(wire::Installed {
                 id: *id,
                 vni: vni.get(),
                 same: *same,
                 entries: json(entries),
+                rules: json(rules),
                 last: *last,
             }),
             Self::Misdelivered { vni, mac, from } => Kind::Misdelivered(wire::Misdelivered {
@@ -292,6 +296,11 @@ impl ToManager {
                     vni: vni(installed.vni)?,
                     same: installed.same,
                     entries: parse("entry", &installed.entries)?,
+                    // An agent that knows nothing of them says nothing.
+                    rules: match installed.rules.as_slice() {
+                        [] => Vec::new(),
+                        rules => parse("rule", rules)?,
+                    },
                     last: installed.last,
                 },
                 Kind::Misdelivered(told) => Self::Misdelivered {

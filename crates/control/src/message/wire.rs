@@ -350,6 +350,8 @@ pub(crate) struct Installed {
     pub(super) entries: Vec<u8>,
     #[prost(bool, tag = "5")]
     pub(super) last: bool,
+    #[prost(bytes = "vec", tag = "6")]
+    pub(super) rules: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -116,32 +116,34 @@ impl NetfilterSocket {
         for name in self.of_table(table, uapi::GET_SET, |set| {
             set.text(uapi::set::NAME).map(str::to_owned)
         })? {
-            let request = |message: &mut Writer| {
-                message.text(uapi::elements::TABLE, &table.name);
-                message.text(uapi::elements::SET, &name);
-            };
-            let family = table.family.number();
-            let mut elements: Vec<_> = self
-                .list(
-                    "list nftables' elements",
-                    uapi::GET_ELEMENTS,
-                    family,
-                    request,
-                    |_, part| {
-                        let list = part.inside(uapi::elements::LIST);
-                        Some(
-                            list.into_iter()
-                                .map(|(_, value)| value.to_vec())
-                                .collect::<Vec<_>>(),
-                        )
-                    },
-                )?
-                .concat();
-            // A hash's order tells nothing.
-            elements.sort_unstable();
-            all.extend(elements);
+            all.extend(self.elements_of(table, &name)?);
         }
         Ok(Snapshot(all))
+    }
+
+    /// The elements of a set or map, sorted: a hash's order tells nothing.
+    pub(super) fn elements_of(
+        &mut self,
+        table: &Table,
+        set: &str,
+    ) -> Result<Vec<Vec<u8>>, NetfilterError> {
+        let request = |message: &mut Writer| {
+            message.text(uapi::elements::TABLE, &table.name);
+            message.text(uapi::elements::SET, set);
+        };
+        let listed = self.list(
+            "list nftables' elements",
+            uapi::GET_ELEMENTS,
+            table.family.number(),
+            request,
+            |_, part| {
+                let list = part.inside(uapi::elements::LIST).into_iter();
+                Some(list.map(|(_, value)| value.to_vec()).collect::<Vec<_>>())
+            },
+        )?;
+        let mut elements = listed.concat();
+        elements.sort_unstable();
+        Ok(elements)
     }
 
     /// The number of the namespace's ruleset, which grows with each change of any table: while it stays, nothing changed.
@@ -174,7 +176,7 @@ impl NetfilterSocket {
         .map_err(failed)
     }
 
-    fn of_table<T>(
+    pub(super) fn of_table<T>(
         &mut self,
         table: &Table,
         kind: u16,
@@ -230,7 +232,7 @@ fn question(
 }
 
 /// What a snapshot holds, and the attributes that the kernel numbers or counts.
-const SNAPSHOT: &[(u16, &[u16])] = &[
+pub(super) const SNAPSHOT: &[(u16, &[u16])] = &[
     (
         uapi::GET_CHAIN,
         &[uapi::chain::HANDLE, uapi::chain::USE, uapi::chain::COUNTERS],

@@ -2,7 +2,7 @@
 //!
 //! - [`Batch`] gathers changes and commits them: all or none.
 //! - [`Rule`] is built as `nft` writes rules, from left to right; `nft list` shows what was meant.
-//! - [`crate::NetfilterSocket`]'s `rules`, `chains`, `snapshot` and `generation` tell what stands there.
+//! - [`crate::NetfilterSocket`]'s `rules`, `chains`, `snapshot`, `listing` and `generation` tell what stands there.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,6 +28,7 @@ mod batch;
 mod describe;
 mod field;
 mod list;
+mod listing;
 mod rule;
 mod set;
 mod uapi;
@@ -36,6 +37,7 @@ mod value;
 pub use batch::Batch;
 pub use field::{Field, LOCAL};
 pub use list::{ChainEntry, RuleEntry, Snapshot};
+pub use listing::{Difference, Listing, Part};
 pub use rule::{Reject, Rule, state, status};
 pub use set::{Data, Element, Set, Type};
 pub use value::{Protocol, Value, Verdict};

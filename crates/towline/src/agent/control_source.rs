@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use control::installed::Entry;
+use control::installed::{Entry, RuleDifference};
 use control::{
     AgentHandle, ControlStatus, Endpoint, EndpointState, Epoch, Event, Inspection, LeaseError,
     Request, RequestError, Response,
@@ -79,9 +79,14 @@ impl Control {
     }
 
     /// Answers a manager's question.
-    pub(crate) fn report(&self, inspection: Inspection, installed: &BTreeSet<Entry>) {
+    pub(crate) fn report(
+        &self,
+        inspection: Inspection,
+        installed: &BTreeSet<Entry>,
+        rules: Vec<RuleDifference>,
+    ) {
         if let Self::Manager(control) = self {
-            control.report(inspection, installed);
+            control.report(inspection, installed, rules);
         }
     }
 

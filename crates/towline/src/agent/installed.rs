@@ -11,14 +11,14 @@ use vtep::fdb::{Location, Tables};
 use super::network::unexpected;
 use super::{Agent, Member};
 
-/// Answers a manager's question.
+/// Answers a manager's question, as soon as rules for services are read back too.
 pub(super) fn report(member: &Member, inspection: Inspection) {
     let installed = entries(
         &member.datapath.tables(),
         inspection.vni,
         member.settled.vtep,
     );
-    member.control.report(inspection, &installed);
+    member.services.inspect(inspection, installed);
 }
 
 /// Has the manager ask every host.

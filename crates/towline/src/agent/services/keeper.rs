@@ -1,13 +1,17 @@
 //! Keeps the kernel's rules as the news say: in each container's namespace, and on the host itself.
 
+mod inspect;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use control::installed::Entry;
 use control::service::{Publish, PublishMode, Service};
-use control::{Epoch, Network};
+use control::{Epoch, Inspection, Network};
 use crossbeam_channel::Sender;
+use discovery::plan::{ClientPlan, EntryPlan, MemberPlan};
 use discovery::slots::mix;
 use discovery::{EntryHost, InstalledClient, InstalledEntry, InstalledMember, MemberNetwork};
 use ipnet::IpNet;
@@ -40,6 +44,8 @@ pub(super) struct Keeper {
     places: BTreeMap<String, Place>,
     host: Host,
     members: Members,
+    /// Questions of a manager, with what the datapath holds.
+    asked: Vec<(Inspection, BTreeSet<Entry>)>,
 }
 
 /// What a container's namespace has.
@@ -87,6 +93,10 @@ impl Keeper {
         self.members
             .settle(agent, member, &self.services, &self.complete);
         self.tell(member, &behind);
+        if self.answer(agent, member) {
+            self.settle_places(agent, member);
+            self.settle_host(agent, member);
+        }
         self.share(member);
     }
 
@@ -157,6 +167,10 @@ impl Keeper {
                 self.members.drain(agent, member, &name);
                 let _ = done.send(());
             }
+            Work::Inspect {
+                inspection,
+                installed,
+            } => self.asked.push((inspection, installed)),
             Work::Host => self.host.stale = true,
             Work::Look => {
                 self.host.stale = true;
@@ -207,28 +221,12 @@ impl Keeper {
                 continue;
             }
             place.stale = false;
-            let own: BTreeSet<Vni> = place
-                .ports
-                .iter()
-                .map(|port| port.vni)
-                .filter(|&vni| Some(vni) != ingress)
-                .collect();
-            let client = self.services.client_plan(&own, salt(name.as_bytes()));
-            let on_ingress = place.ports.iter().find(|port| Some(port.vni) == ingress);
-            let as_member = on_ingress.and_then(|port| {
-                let mut networks = networks.iter();
-                let network = networks.find(|network| network.vni == port.vni)?;
-                let place = MemberNetwork {
-                    ips: port.ips.iter().copied().collect(),
-                    gateways: network
-                        .subnets
-                        .iter()
-                        .map(|subnet| subnet.gateway)
-                        .collect(),
-                    gateway_mac: network.gateway_mac.octets(),
-                };
-                self.services.member_plan(port.vni, port.service?, &place)
-            });
+            let Wanted {
+                own,
+                on_ingress,
+                client,
+                member: as_member,
+            } = wanted(&self.services, &networks, ingress, name, &place.ports);
             let applied = Netns::open(name)
                 .map_err(anyhow::Error::from)
                 .and_then(|netns| {
@@ -236,7 +234,7 @@ impl Keeper {
                     match &as_member {
                         Some(plan) => place.member.apply(&netns, plan)?,
                         // Its service publishes nothing any more, or is gone.
-                        None if on_ingress.is_some() => place.member.remove(&netns)?,
+                        None if on_ingress => place.member.remove(&netns)?,
                         None => {}
                     }
                     let now = own.iter().all(|vni| self.caught_up.contains(vni));
@@ -281,17 +279,7 @@ impl Keeper {
             .filter(|publish| publish.mode == PublishMode::Ingress);
         let holder = |published: &Publish| publish::holder(agent, published);
         self.host.reserved.settle(&agent.netns, published, holder);
-        let networks = agent.state.read(|state| state.networks.clone());
-        let subnets = subnets_of(&networks, &BTreeSet::from([vni]));
-        let (ipv4, ipv6) = member.gateway().networks();
-        let host = EntryHost {
-            salt: salt(member.host.id.as_bytes()),
-            subnets,
-            // The gateway bridge's addresses mean nothing on another host.
-            local_sources: [IpNet::from(ipv4), IpNet::from(ipv6)].into(),
-            excluded: self.host.reserved.taken(),
-        };
-        let plan = self.services.entry_plan(vni, &host);
+        let (host, plan) = self.entry_plan(agent, member, vni);
         let entry = &mut self.host.entry;
         let mut applied = entry.apply(&agent.netns, &plan);
         if applied.is_ok() && !self.host.looked_through && self.caught_up.contains(&vni) {
@@ -306,6 +294,22 @@ impl Keeper {
             tracing::warn!("{problem}");
         }
         self.host.problem = problem;
+    }
+
+    /// What this host needs to accept published ports.
+    fn entry_plan(&self, agent: &Agent, member: &Member, vni: Vni) -> (EntryHost, EntryPlan) {
+        let networks = agent.state.read(|state| state.networks.clone());
+        let subnets = subnets_of(&networks, &BTreeSet::from([vni]));
+        let (ipv4, ipv6) = member.gateway().networks();
+        let host = EntryHost {
+            salt: salt(member.host.id.as_bytes()),
+            subnets,
+            // The gateway bridge's addresses mean nothing on another host.
+            local_sources: [IpNet::from(ipv4), IpNet::from(ipv6)].into(),
+            excluded: self.host.reserved.taken(),
+        };
+        let plan = self.services.entry_plan(vni, &host);
+        (host, plan)
     }
 
     /// Tells the manager what is in force here. A namespace whose rules could not be set is no reason to say nothing of all others:
@@ -391,6 +395,48 @@ impl Shared {
             .values()
             .flatten()
             .filter(move |service| seen.insert(service.epoch))
+    }
+}
+
+/// What a container's namespace should have.
+struct Wanted {
+    /// The networks that it is on, but for that of published ports.
+    own: BTreeSet<Vni>,
+    /// It is on that of published ports.
+    on_ingress: bool,
+    client: ClientPlan,
+    member: Option<MemberPlan>,
+}
+
+fn wanted(
+    services: &discovery::Services,
+    networks: &[Network],
+    ingress: Option<Vni>,
+    name: &str,
+    ports: &[Port],
+) -> Wanted {
+    let own: BTreeSet<Vni> = ports
+        .iter()
+        .map(|port| port.vni)
+        .filter(|&vni| Some(vni) != ingress)
+        .collect();
+    let on_ingress = ports.iter().find(|port| Some(port.vni) == ingress);
+    let member = on_ingress.and_then(|port| {
+        let mut networks = networks.iter();
+        let network = networks.find(|network| network.vni == port.vni)?;
+        let subnets = network.subnets.iter();
+        let place = MemberNetwork {
+            ips: port.ips.iter().copied().collect(),
+            gateways: subnets.map(|subnet| subnet.gateway).collect(),
+            gateway_mac: network.gateway_mac.octets(),
+        };
+        services.member_plan(port.vni, port.service?, &place)
+    });
+    Wanted {
+        client: services.client_plan(&own, salt(name.as_bytes())),
+        on_ingress: on_ingress.is_some(),
+        own,
+        member,
     }
 }
 

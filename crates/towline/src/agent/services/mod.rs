@@ -21,8 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use control::installed::Entry;
 use control::service::{Publish, PublishMode, Service};
-use control::{Epoch, TableChange};
+use control::{Epoch, Inspection, TableChange};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use netns::Netns;
 use vtep::Vni;
@@ -79,6 +80,11 @@ enum Work {
     Drain { name: String, done: Sender<()> },
     /// The host's own port has come.
     Host,
+    /// A manager asks what is in force; the datapath holds `installed`.
+    Inspect {
+        inspection: Inspection,
+        installed: BTreeSet<Entry>,
+    },
     /// Time has passed: what failed is tried again.
     Look,
 }
@@ -208,6 +214,14 @@ impl Services {
     /// This host has its port on the network of published ports, or a container has let go of ports of its own.
     pub(crate) fn host_changed(&self) {
         self.send(Work::Host);
+    }
+
+    /// Answers a manager's question: what the datapath holds of a network is known, rules for services are read back.
+    pub(super) fn inspect(&self, inspection: Inspection, installed: BTreeSet<Entry>) {
+        self.send(Work::Inspect {
+            inspection,
+            installed,
+        });
     }
 
     /// Tries again what failed. To be called every few seconds.
