@@ -20,6 +20,7 @@ pub mod lab;
 pub mod member;
 pub mod mounts;
 pub mod named;
+pub mod outward;
 pub mod ovs;
 pub mod packet;
 pub mod raw;
