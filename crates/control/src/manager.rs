@@ -49,8 +49,8 @@ use crate::store::Write;
 use crate::subnet::AddressPool;
 use calls::HeldCall;
 use journal::Journal;
+use limits::Budget;
 use members::Confirmation;
-use repair::Budget;
 pub(crate) use standby::Rank;
 use state::State;
 pub use state::StateError;
@@ -151,6 +151,8 @@ pub struct Manager {
     unsettled_until: Option<Duration>,
     /// Hosts that have told of epochs which the store had lost.
     told_of_loss: BTreeSet<HostId>,
+    /// How many changes of the whole cluster each host may still ask for.
+    changes: HashMap<HostId, Budget>,
     /// Hosts that the store knew at the start: a majority of them must be back before anything is handed out, because one
     /// of them may know that the store is old.
     known_at_start: usize,
@@ -236,6 +238,7 @@ impl Manager {
             liveness,
             unsettled_until: None,
             told_of_loss: BTreeSet::new(),
+            changes: HashMap::new(),
             known_at_start,
             held: VecDeque::new(),
             verifications: Verifications::default(),

@@ -55,6 +55,11 @@ impl Manager {
         {
             return self.hold(call, reason, now);
         }
+        if is_of_all(&call.request)
+            && let Err(reason) = self.may_change(host, now)
+        {
+            return self.hold(call, reason, now);
+        }
         let request = call.request.clone();
         let result = match request {
             Request::CreateNetwork {
@@ -65,7 +70,7 @@ impl Manager {
             Request::Networks => Ok(self.networks()),
             Request::Network(network) => self.network_details(&network, now),
             Request::ClaimName(name) => self.claim_name(&name, host),
-            Request::ReleaseName(name) => Ok(self.release_name(&name, host)),
+            Request::ReleaseName(name) => self.release_name(&name, host),
             Request::Allocate {
                 network,
                 container,
@@ -267,5 +272,24 @@ fn hands_out(request: &Request) -> bool {
             | Request::UpdateService { .. }
             | Request::Allocate { .. }
             | Request::ClaimName(_)
+    )
+}
+
+/// Whether a request changes what the whole cluster keeps and hears of, so that one host's are counted.
+fn is_of_all(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::CreateNetwork { .. }
+            | Request::RemoveNetwork(_)
+            | Request::MakeIngress { .. }
+            | Request::CreateService(_)
+            | Request::UpdateService { .. }
+            | Request::RemoveService(_)
+            | Request::SetVxlanPort(_)
+            | Request::TellPort { .. }
+            | Request::LabelHost { .. }
+            | Request::TellTraits { .. }
+            | Request::RemoveHost { .. }
+            | Request::Token { .. }
     )
 }

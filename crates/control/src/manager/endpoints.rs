@@ -45,11 +45,25 @@ impl Manager {
         Ok(Response::Done)
     }
 
-    pub(super) fn release_name(&mut self, name: &str, host: HostId) -> Response {
-        if self.state.names.get(name) == Some(&host) {
-            self.state.remove_name(name);
+    /// A name goes after what carries it: while an endpoint has it, it can't become another host's.
+    pub(super) fn release_name(&mut self, name: &str, host: HostId) -> Result<Response, String> {
+        if self.state.names.get(name) != Some(&host) {
+            return Ok(Response::Done);
         }
-        Response::Done
+        let mut networks = self.state.networks.values();
+        let carrying = networks.find(|state| {
+            let mut held = state.endpoints.values();
+            held.any(|held| held.owner == host && held.endpoint.container == name)
+        });
+        if let Some(state) = carrying {
+            return Err(format!(
+                "container {name} of host {} still has its place on network {}: its name is freed after its addresses",
+                self.host_name(host),
+                state.network.name
+            ));
+        }
+        self.state.remove_name(name);
+        Ok(Response::Done)
     }
 
     pub(super) fn allocate(
@@ -137,6 +151,10 @@ impl Manager {
             member,
             names: None,
         };
+        // Who did not ask for the name has it with the first address: no other host may claim it now.
+        if is_valid_name(&endpoint.container) {
+            self.claim_name(&endpoint.container, host)?;
+        }
         self.put_rows(&endpoint, host, 0, RowState::Down, now);
         self.state.put_endpoint(Held::new(&endpoint, host));
         self.shrink(vni);
@@ -490,5 +508,30 @@ mod tests {
         let refused = refused.expect_err("the name is another host's");
         assert!(refused.contains("already in use on host"), "{refused}");
         bench.manager.handle_timeout(NOW);
+    }
+
+    #[test]
+    fn a_name_is_freed_after_what_carries_it() {
+        let (mut bench, vni, [_, theirs]) = Bench::new();
+        let manager = &mut bench.manager;
+        let name = &theirs.container;
+        assert_eq!(
+            manager.state.names.get(name),
+            Some(&id(2)),
+            "an address brings the name with it"
+        );
+        let refused = manager.release_name(name, id(2)).unwrap_err();
+        assert!(
+            refused.contains(name) && refused.contains("network blue"),
+            "{refused}"
+        );
+        assert!(manager.claim_name(name, id(1)).is_err());
+        assert!(
+            manager.release_name(name, id(1)).is_ok(),
+            "it is not its own"
+        );
+        manager.free(vni, theirs.epoch, id(2), NOW).unwrap();
+        manager.release_name(name, id(2)).unwrap();
+        assert!(manager.claim_name(name, id(1)).is_ok());
     }
 }

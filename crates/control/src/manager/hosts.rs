@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::repair::Budget;
+use super::limits::Budget;
 use super::{
     Connection, ENDPOINTS_PER_MESSAGE, GRACE, HEARTBEAT, ITEMS_PER_MESSAGE, Liveness, Manager,
     Output, Peer, Refusal,
@@ -265,6 +265,7 @@ impl Manager {
         self.state.remove_host(id, self.unix);
         self.liveness.remove(&id);
         self.told_of_loss.remove(&id);
+        self.changes.remove(&id);
         self.changed_hosts.insert(id);
     }
 

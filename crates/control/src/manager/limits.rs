@@ -2,6 +2,8 @@
 //!
 //! The bytes of one message, and what waits for a connection, are bounded where they are read and written (`transport.rs`).
 
+use std::time::Duration;
+
 use super::Manager;
 use crate::epoch::Epoch;
 use crate::host::HostId;
@@ -24,6 +26,35 @@ const DESCRIPTION: usize = 128 * 1024;
 const HELD_PER_HOST: usize = 64;
 /// The highest generation taken from an agent's word: the rest of the range is out of reach of a lie.
 const GENERATION_MAX: u16 = 0xff00;
+/// What one host may ask for in a second, of a kind that is counted.
+pub(super) const RATE: u32 = 50;
+
+/// What one host may still ask for.
+#[derive(Debug)]
+pub(super) struct Budget {
+    left: u32,
+    since: Duration,
+}
+
+impl Budget {
+    /// All of it.
+    pub(super) const fn new(now: Duration) -> Self {
+        Self {
+            left: RATE,
+            since: now,
+        }
+    }
+
+    /// Takes one, unless this second's are used up.
+    pub(super) fn take(&mut self, now: Duration) -> bool {
+        if now.saturating_sub(self.since) >= Duration::from_secs(1) {
+            *self = Self::new(now);
+        }
+        let enough = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        enough
+    }
+}
 
 impl Manager {
     /// Whether this host may have one more container name.
@@ -103,6 +134,18 @@ impl Manager {
         })
     }
 
+    /// Counts one change of what the whole cluster keeps and hears of; the refusal when this host has had its share of this second.
+    pub(super) fn may_change(&mut self, host: HostId, now: Duration) -> Result<(), String> {
+        let budget = self.changes.entry(host);
+        if budget.or_insert_with(|| Budget::new(now)).take(now) {
+            return Ok(());
+        }
+        Err(format!(
+            "host {} changes networks, services, hosts or labels more than {RATE} times a second: try again more slowly",
+            self.host_name(host)
+        ))
+    }
+
     /// Whether one more request of this host may wait.
     pub(super) fn may_hold(&self, host: HostId) -> bool {
         let held = self.held.iter().filter(|held| held.host == host).count();
@@ -132,6 +175,8 @@ mod tests {
     use super::*;
     use crate::manager::GRACE;
     use crate::manager::testing::{Bench, NOW, id, vtep};
+    use crate::message::{ToAgent, ToManager};
+    use crate::request::Request;
 
     #[test]
     fn a_host_that_lies_of_lost_epochs_makes_all_wait_once() {
@@ -161,14 +206,15 @@ mod tests {
     fn names_of_one_host_are_counted_and_others_are_not_stopped() {
         let (mut bench, ..) = Bench::new();
         let manager = &mut bench.manager;
-        for n in 0..NAMES_PER_HOST {
+        // One of its endpoints has one.
+        for n in 1..NAMES_PER_HOST {
             assert!(manager.claim_name(&format!("n{n}"), id(2)).is_ok());
         }
         let refused = manager.claim_name("one-more", id(2)).unwrap_err();
         assert!(refused.contains("h2 has 16384"), "{refused}");
-        assert!(manager.claim_name("n0", id(2)).is_ok(), "it has that");
+        assert!(manager.claim_name("n1", id(2)).is_ok(), "it has that");
         assert!(manager.claim_name("one-more", id(1)).is_ok());
-        manager.release_name("n0", id(2));
+        assert!(manager.release_name("n1", id(2)).is_ok());
         assert!(manager.claim_name("another", id(2)).is_ok());
     }
 
@@ -182,5 +228,66 @@ mod tests {
         let refused = manager.check_network(&network).unwrap_err();
         assert!(refused.contains("network blue takes 10"), "{refused}");
         assert!(!manager.may_adopt_network(&network));
+    }
+
+    #[test]
+    fn a_budget_ends_and_comes_back() {
+        let mut budget = Budget::new(Duration::ZERO);
+        let taken = (0..2 * RATE)
+            .filter(|_| budget.take(Duration::ZERO))
+            .count();
+        assert_eq!(taken, RATE as usize);
+        assert!(!budget.take(Duration::from_millis(999)));
+        assert!(budget.take(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn one_hosts_changes_are_slowed_down_and_others_are_not() {
+        let (mut bench, ..) = Bench::new();
+        let name = bench.manager.host_name(id(2));
+        let label = |n: u32| Request::LabelHost {
+            host: name.clone(),
+            add: [("turn".to_owned(), n.to_string())].into(),
+            remove: Vec::new(),
+        };
+        let answers = |bench: &mut Bench, connection| {
+            let sent = std::mem::take(&mut bench.sent).into_iter();
+            let replies = sent.filter(|(to, message)| {
+                *to == connection && matches!(message, ToAgent::Reply { .. })
+            });
+            replies.count()
+        };
+        let say = |bench: &mut Bench, connection, n: u32, now| {
+            let call = ToManager::Call {
+                id: n.into(),
+                request: label(n),
+            };
+            bench.manager.handle_message(connection, call, now);
+            bench.turn();
+        };
+        let _ = answers(&mut bench, 2);
+        for n in 0..2 * RATE {
+            say(&mut bench, 2, n, NOW);
+        }
+        assert_eq!(answers(&mut bench, 2), RATE as usize, "the others wait");
+        say(&mut bench, 1, 0, NOW);
+        assert_eq!(answers(&mut bench, 1), 1, "another host is not stopped");
+        // Questions, and what containers need, are not counted.
+        bench.call(2, Request::Hosts);
+        bench.call(2, Request::ClaimName("c9".to_owned()));
+        let later = NOW + Duration::from_secs(1);
+        bench.manager.handle_timeout(later);
+        bench.turn();
+        assert_eq!(answers(&mut bench, 2), RATE as usize, "done a second later");
+        let traits = bench.manager.state.traits(id(2));
+        assert_eq!(traits.labels["turn"], (2 * RATE - 1).to_string());
+        // More than may wait are refused at once.
+        let waiting = u32::try_from(HELD_PER_HOST).unwrap();
+        for n in 0..RATE + waiting + 5 {
+            say(&mut bench, 2, n, later + Duration::from_secs(1));
+        }
+        assert_eq!(answers(&mut bench, 2), RATE as usize + 5);
+        bench.manager.forget_host(id(2), later);
+        assert!(!bench.manager.changes.contains_key(&id(2)));
     }
 }

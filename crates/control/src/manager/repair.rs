@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The receiver knows only that a frame is not for it. The sender knows which rows sent the frame there and asks about them; rows
-//! are registers, so that any answer is safe at any time, whatever else is under way.
+//! are registers, so that any answer is safe at any time, whatever else is under way. What one host asks for too often is passed over: it will
+//! be told again by the next frame.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,35 +17,8 @@ use vtep::{MacAddr, Vni};
 use super::{Connection, Manager};
 use crate::message::ToAgent;
 
-/// Repairs of one host, a second and at once: what is more is passed over, and will be told again by the next frame.
-const RATE: u32 = 50;
 /// Addresses in one question.
 pub(crate) const CONFIRM_MAX: usize = 64;
-
-/// What one connection may still ask for.
-#[derive(Debug)]
-pub(super) struct Budget {
-    left: u32,
-    since: Duration,
-}
-
-impl Budget {
-    pub(super) const fn new(now: Duration) -> Self {
-        Self {
-            left: RATE,
-            since: now,
-        }
-    }
-
-    fn take(&mut self, now: Duration) -> bool {
-        if now.saturating_sub(self.since) >= Duration::from_secs(1) {
-            *self = Self::new(now);
-        }
-        let enough = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        enough
-    }
-}
 
 impl Manager {
     /// A frame of the host at `from` came to the host behind `connection`, which does not have `mac`.
@@ -105,21 +79,11 @@ impl Manager {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manager::limits::RATE;
     use crate::manager::testing::{Bench, NOW, vtep};
     use crate::message::ToManager;
     use crate::request::Request;
     use crate::row::State;
-
-    #[test]
-    fn a_budget_ends_and_comes_back() {
-        let mut budget = Budget::new(Duration::ZERO);
-        let taken = (0..2 * RATE)
-            .filter(|_| budget.take(Duration::ZERO))
-            .count();
-        assert_eq!(taken, RATE as usize);
-        assert!(!budget.take(Duration::from_millis(999)));
-        assert!(budget.take(Duration::from_secs(1)));
-    }
 
     /// Host 2's endpoint is freed and its address goes to host 1, under another MAC; host 2 missed all of it.
     #[test]

@@ -385,6 +385,11 @@ pub(super) fn tell(agent: &Agent, request: control::Request) {
             tracing::warn!("the manager is told later: {error}");
             held(&agent.containers.unsent).push(request);
         }
+        // What carries the name is freed before, a little later than this was asked for.
+        Ok(Err(error)) if matches!(request, control::Request::ReleaseName(_)) => {
+            tracing::info!("the manager is told again later: {error}");
+            held(&agent.containers.unsent).push(request);
+        }
         // It knows nothing of it any more.
         Ok(Err(error)) => tracing::debug!("{request:?}: {error}"),
         // Without a membership the manager has forgotten this host.
