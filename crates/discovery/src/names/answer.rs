@@ -8,7 +8,8 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use std::net::IpAddr;
 use vtep::Vni;
 
-use super::zone::{Answer, Found, Kind, Zones};
+use super::found::{Answer, Found, Kind};
+use super::zone::Zones;
 
 /// Bytes of a message's header.
 const HEADER: usize = 12;
@@ -90,7 +91,7 @@ pub fn answer(
     let name = name.strip_suffix('.').unwrap_or(&name);
     match zones.lookup(networks, name, kind) {
         Some(found) => Reply::Answer(bytes(
-            found_response(&message, &question, found, limit),
+            found_response(&message, &question, &found, limit),
             limit,
         )),
         None if keep_single && !name.is_empty() && !name.contains('.') => {
@@ -202,7 +203,7 @@ fn response(query: &Message, code: ResponseCode) -> Message {
     response
 }
 
-fn found_response(query: &Message, question: &Query, mut found: Found, limit: usize) -> Message {
+fn found_response(query: &Message, question: &Query, found: &Found<'_>, limit: usize) -> Message {
     let code = if found.absent {
         ResponseCode::NXDomain
     } else {
@@ -210,11 +211,9 @@ fn found_response(query: &Message, question: &Query, mut found: Found, limit: us
     };
     let mut response = response(query, code);
     let owner = question.name();
-    // What cannot fit is not written first.
-    let most = limit / RECORD_MIN;
-    response.metadata.truncation |= found.answers.len() > most;
-    found.answers.truncate(most);
-    for answer in found.answers {
+    // What cannot fit is not written, nor looked at.
+    let mut answers = found.answers();
+    for answer in answers.by_ref().take(limit / RECORD_MIN) {
         match answer {
             Answer::Address(ip) => response.answers.push(address(owner.clone(), found.ttl, ip)),
             Answer::Name(name) => {
@@ -240,6 +239,7 @@ fn found_response(query: &Message, question: &Query, mut found: Found, limit: us
             }
         }
     }
+    response.metadata.truncation |= answers.next().is_some();
     response
 }
 

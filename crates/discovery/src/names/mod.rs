@@ -5,7 +5,7 @@
 //!                                 query's bytes ──▶ answer ──▶ Reply: an answer's bytes, or to be forwarded, or nothing
 //! ```
 //!
-//! - `zone.rs`: which names there are on which network, and what is behind each.
+//! - `zone.rs`: which names there are on which network, and what is behind each; `found.rs`: what is behind one, as far as it is looked at.
 //! - `answer.rs`: a query's bytes to an answer's bytes, with `hickory-proto` as the codec; the checks that an upstream's answer
 //!   must pass.
 //!
@@ -13,8 +13,10 @@
 //! network that carries published ports.
 
 mod answer;
+mod found;
 mod zone;
 
 pub use answer::{Reply, Transport, answer, answers, failure, is_last_word, truncated};
+pub use found::{Answer, Found, Kind};
 pub use hickory_proto::op::ResponseCode;
-pub use zone::{Answer, Found, Kind, Zones};
+pub use zone::Zones;

@@ -9,7 +9,7 @@
 //!
 //! `name` is looked for on the asker's networks in their order, then `name.network`, with the longest name first: both may have dots.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,51 +19,7 @@ use control::{Backend, Epoch, Names, Network, TableChange};
 use ipnet::IpNet;
 use vtep::Vni;
 
-/// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// IPv4 addresses.
-    A,
-    /// IPv6 addresses.
-    Aaaa,
-    /// The name of an address.
-    Ptr,
-    /// Where a service's port is.
-    Srv,
-    /// Something that no name of ours has.
-    Other,
-}
-
-/// One record behind a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// An address.
-    Address(IpAddr),
-    /// A name, `container.network`.
-    Name(String),
-    /// A port of a member of a service.
-    Service {
-        /// Its weight.
-        weight: u16,
-        /// The port.
-        port: u16,
-        /// The member's name, `container.network`.
-        target: String,
-        /// Its addresses.
-        ips: Vec<IpAddr>,
-    },
-}
-
-/// What a name of ours has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// The records; none where the name has no such.
-    pub answers: Vec<Answer>,
-    /// How long they may be kept, in seconds.
-    pub ttl: u32,
-    /// The name would be ours, and there is none.
-    pub absent: bool,
-}
+use super::found::{Answer, Found, Ips, Kind, Records};
 
 /// The names of all networks that this host follows.
 #[derive(Debug, Default)]
@@ -75,19 +31,26 @@ pub struct Zones {
 
 /// The names of one network.
 #[derive(Debug, Default)]
-struct Zone {
+pub(super) struct Zone {
     /// Its name, once known.
     name: String,
     ttl: u32,
     subnets: Vec<IpNet>,
-    services: BTreeMap<String, Service>,
+    services: BTreeMap<String, Known>,
     /// Members by their service's epoch: those that serve.
-    members: HashMap<Epoch, BTreeSet<IpAddr>>,
+    members: HashMap<Epoch, Ips>,
     backends: HashMap<IpAddr, Backend>,
     endpoints: HashMap<IpAddr, Arc<Names>>,
-    containers: HashMap<String, BTreeSet<IpAddr>>,
+    containers: HashMap<String, Ips>,
     /// Aliases and short ids.
-    aliases: HashMap<String, BTreeSet<IpAddr>>,
+    aliases: HashMap<String, Ips>,
+}
+
+/// A service, and its virtual addresses by family.
+#[derive(Debug)]
+struct Known {
+    service: Service,
+    vips: Ips,
 }
 
 impl Zones {
@@ -108,7 +71,10 @@ impl Zones {
         // Those of other networks are told on the network of published ports.
         let own = services.into_iter().filter(|service| service.vni == vni);
         zone.services = own
-            .map(|service| (service.spec.name.clone(), service))
+            .map(|service| {
+                let vips = service.vips.iter().copied().collect();
+                (service.spec.name.clone(), Known { service, vips })
+            })
             .collect();
     }
 
@@ -136,7 +102,7 @@ impl Zones {
     /// What is behind a name for who has ports on these networks, in that order; `None`: it is no name of theirs. The name is as it
     /// was asked for, without the dot at its end.
     #[must_use]
-    pub fn lookup(&self, networks: &[Vni], name: &str, kind: Kind) -> Option<Found> {
+    pub fn lookup(&self, networks: &[Vni], name: &str, kind: Kind) -> Option<Found<'_>> {
         let name = name.to_ascii_lowercase();
         let zones = || networks.iter().filter_map(|vni| self.networks.get(vni));
         if let Some(ip) = reverse(&name) {
@@ -156,9 +122,9 @@ impl Zones {
                 .find_map(|(inner, zone)| zone.lookup(inner, kind));
         }
         let mut found = found?;
-        if found.answers.len() > 1 {
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % found.answers.len();
-            found.answers.rotate_left(turn);
+        let count = found.count();
+        if count > 1 {
+            found.first = self.turn.fetch_add(1, Ordering::Relaxed) % count;
         }
         Some(found)
     }
@@ -197,40 +163,34 @@ impl Zone {
         }
     }
 
-    fn lookup(&self, name: &str, kind: Kind) -> Option<Found> {
+    fn lookup(&self, name: &str, kind: Kind) -> Option<Found<'_>> {
         if let Some((port, service)) = port_of(name) {
-            let service = self.services.get(service)?;
+            let service = &self.services.get(service)?.service;
             return Some(self.found(match kind {
                 Kind::Srv => self.ports(service, port),
-                _ => Vec::new(),
+                _ => Records::None,
             }));
         }
-        let members = |service: &Service| self.members.get(&service.epoch);
-        let ips: Vec<IpAddr> = if let Some(service) = self.services.get(name) {
-            match service.spec.mode {
-                EndpointMode::Vip => service.vips.clone(),
-                EndpointMode::Dnsrr => members(service).into_iter().flatten().copied().collect(),
+        let members = |known: &Known| self.members.get(&known.service.epoch);
+        let ips = if let Some(known) = self.services.get(name) {
+            match known.service.spec.mode {
+                EndpointMode::Vip => Some(&known.vips),
+                EndpointMode::Dnsrr => members(known),
             }
-        } else if let Some(service) = name
+        } else if let Some(known) = name
             .strip_prefix("tasks.")
             .and_then(|service| self.services.get(service))
         {
-            members(service).into_iter().flatten().copied().collect()
+            members(known)
         } else {
             let ips = self.containers.get(name);
-            let ips = ips.or_else(|| self.aliases.get(name))?;
-            ips.iter().copied().collect()
+            Some(ips.or_else(|| self.aliases.get(name))?)
         };
-        let ips = ips.into_iter().filter(|ip| match kind {
-            Kind::A => ip.is_ipv4(),
-            Kind::Aaaa => ip.is_ipv6(),
-            Kind::Ptr | Kind::Srv | Kind::Other => false,
-        });
-        Some(self.found(ips.map(Answer::Address).collect()))
+        Some(self.found(ips.map_or(Records::None, |ips| Records::Addresses(ips.of(kind)))))
     }
 
     /// The members of a service that serve, by the port that it names: as members have it, or as hosts do.
-    fn ports(&self, service: &Service, (port, protocol): (u16, Protocol)) -> Vec<Answer> {
+    fn ports(&self, service: &Service, (port, protocol): (u16, Protocol)) -> Records<'_> {
         let published = || {
             service
                 .spec
@@ -242,74 +202,71 @@ impl Zone {
             .find(|publish| publish.target == port)
             .or_else(|| published().find(|publish| publish.published == Some(port)))
             .map(|publish| publish.target);
-        let Some(target) = target else {
-            return Vec::new();
-        };
-        let mut members: BTreeMap<&str, (u16, Vec<IpAddr>)> = BTreeMap::new();
-        for ip in self.members.get(&service.epoch).into_iter().flatten() {
-            if let (Some(names), Some(backend)) = (self.endpoints.get(ip), self.backends.get(ip)) {
-                let entry = members.entry(&names.container).or_default();
-                entry.0 = backend.weight;
-                entry.1.push(*ip);
-            }
+        match (target, self.members.get(&service.epoch)) {
+            (Some(port), Some(members)) => Records::Ports {
+                zone: self,
+                members,
+                port,
+            },
+            _ => Records::None,
         }
-        let answers = members
-            .into_iter()
-            .map(|(container, (weight, ips))| Answer::Service {
-                weight,
-                port: target,
-                target: self.full(container),
-                ips,
-            });
-        answers.collect()
+    }
+
+    /// Where a port is at a member, of which this is one address; told at its first address alone.
+    pub(super) fn port_of_member(&self, members: &Ips, ip: IpAddr, port: u16) -> Option<Answer> {
+        let container = &self.endpoints.get(&ip)?.container;
+        let all = self.containers.get(container)?.iter();
+        let ips: Vec<IpAddr> = all.filter(|ip| members.contains(*ip)).collect();
+        let weight = self.backends.get(&ip)?.weight;
+        (ips.first() == Some(&ip)).then(|| Answer::Service {
+            weight,
+            port,
+            target: self.full(container),
+            ips,
+        })
     }
 
     /// The name of an address of this network; of an address that nobody has there is none, wherever else one asked.
-    fn name_of(&self, ip: IpAddr, kind: Kind) -> Option<Found> {
-        let service = || {
-            self.services
-                .values()
-                .find(|service| service.vips.contains(&ip))
-        };
+    fn name_of(&self, ip: IpAddr, kind: Kind) -> Option<Found<'_>> {
+        let service = || self.services.values().find(|known| known.vips.contains(ip));
         let name = match self.endpoints.get(&ip) {
             Some(names) => Some(names.container.as_str()),
-            None => service().map(|service| service.spec.name.as_str()),
+            None => service().map(|known| known.service.spec.name.as_str()),
         };
         if name.is_none() && !self.subnets.iter().any(|subnet| subnet.contains(&ip)) {
             return None;
         }
-        let answers = name.filter(|_| kind == Kind::Ptr);
-        let answers = answers.map(|name| Answer::Name(self.full(name)));
+        let records = match name {
+            Some(name) if kind == Kind::Ptr => Records::Name { zone: self, name },
+            _ => Records::None,
+        };
         Some(Found {
             absent: name.is_none(),
-            ..self.found(answers.into_iter().collect())
+            ..self.found(records)
         })
     }
 
-    fn full(&self, name: &str) -> String {
+    pub(super) fn full(&self, name: &str) -> String {
         format!("{name}.{}", self.name)
     }
 
-    fn found(&self, answers: Vec<Answer>) -> Found {
+    fn found<'a>(&self, records: Records<'a>) -> Found<'a> {
         Found {
-            answers,
             ttl: self.ttl,
             absent: false,
+            records,
+            first: 0,
         }
     }
 }
 
-fn enter<K: Clone + Eq + std::hash::Hash>(
-    map: &mut HashMap<K, BTreeSet<IpAddr>>,
-    key: &K,
-    ip: IpAddr,
-) {
+fn enter<K: Clone + Eq + std::hash::Hash>(map: &mut HashMap<K, Ips>, key: &K, ip: IpAddr) {
     map.entry(key.clone()).or_default().insert(ip);
 }
 
-fn leave<K: Eq + std::hash::Hash>(map: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, ip: IpAddr) {
+fn leave<K: Eq + std::hash::Hash>(map: &mut HashMap<K, Ips>, key: &K, ip: IpAddr) {
     if let Some(ips) = map.get_mut(key) {
-        ips.remove(&ip);
+        ips.remove(ip);
         if ips.is_empty() {
             map.remove(key);
         }
@@ -354,6 +311,8 @@ fn reverse(name: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use control::HostId;
     use control::service::{Publish, ServiceSpec};
     use proptest::prelude::*;
@@ -469,11 +428,10 @@ mod tests {
         let networks: Vec<Vni> = networks.iter().map(|&n| vni(n)).collect();
         let found = zones.lookup(&networks, name, kind)?;
         let mut answers: Vec<String> = found
-            .answers
-            .iter()
+            .answers()
             .map(|answer| match answer {
                 Answer::Address(ip) => ip.to_string(),
-                Answer::Name(name) => name.clone(),
+                Answer::Name(name) => name,
                 Answer::Service {
                     weight,
                     port,
@@ -576,10 +534,8 @@ mod tests {
         let zones = zones();
         let found = zones.lookup(&[vni(4096)], "77.9.0.10.in-addr.arpa", Kind::Ptr);
         assert!(found.unwrap().absent);
-        assert_eq!(
-            zones.lookup(&[vni(4096)], "1.1.1.1.in-addr.arpa", Kind::Ptr),
-            None
-        );
+        let foreign = zones.lookup(&[vni(4096)], "1.1.1.1.in-addr.arpa", Kind::Ptr);
+        assert!(foreign.is_none());
     }
 
     #[test]
@@ -587,7 +543,7 @@ mod tests {
         let zones = zones();
         let first = || {
             let found = zones.lookup(&[vni(4096)], "db", Kind::A).unwrap();
-            format!("{:?}", found.answers[0])
+            format!("{:?}", found.answers().next())
         };
         let heads: BTreeSet<String> = (0..4).map(|_| first()).collect();
         assert_eq!(heads.len(), 2);

@@ -70,10 +70,10 @@ fn look_up(zones: &Zones, vni: Vni, request: &Resolve) -> Option<(Vec<ResolvedRe
     let found = kinds
         .into_iter()
         .map(|kind| zones.lookup(&[vni], &name, kind));
-    let found: Option<Vec<Found>> = found.collect();
+    let found: Option<Vec<Found<'_>>> = found.collect();
     let found = found.filter(|found| found.iter().all(|found| !found.absent))?;
     let ttl = found.first().map_or(0, |found| found.ttl);
-    let records = found.into_iter().flat_map(|found| found.answers);
+    let records = found.iter().flat_map(Found::answers);
     Some((records.map(record).collect(), ttl))
 }
 
