@@ -86,11 +86,17 @@ impl Screen {
             .stdin(Stdio::from(inner.try_clone()?))
             .stdout(Stdio::from(inner.try_clone()?))
             .stderr(Stdio::from(inner));
-        // SAFETY: between fork and exec only two system calls are made, which are async-signal-safe and touch no memory of
+        // SAFETY: between fork and exec only system calls are made, which are async-signal-safe and touch no memory of
         // this process. Safe code has no way to make the child, and not this process, the leader of a session.
         unsafe {
             command.pre_exec(|| {
                 rustix::process::setsid()?;
+                // Who starts this in the background ignores them, and a shell that ignored one can't trap it.
+                for key in [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP] {
+                    if libc::signal(key, libc::SIG_DFL) == libc::SIG_ERR {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
                 Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
             });
         }
