@@ -17,10 +17,13 @@ use towline_tests::{towline_bin, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// `scripts/vm-image`, with a build's folder of its own.
+/// `scripts/vm-image`, with a build's folder of its own. Ctrl-C ends it, also where these tests were started in the background.
 fn maker(build: &Path) -> Command {
-    let mut command = Command::new(scripts().join("vm-image"));
-    command.env("CARGO_TARGET_DIR", build);
+    let mut command = Command::new("/usr/bin/env");
+    command
+        .arg("--default-signal=INT")
+        .arg(scripts().join("vm-image"))
+        .env("CARGO_TARGET_DIR", build);
     command
 }
 

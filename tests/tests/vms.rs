@@ -320,13 +320,16 @@ fn qemu(noted: &Value) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
 }
 
-/// `scripts/vm`, of this lab and with the images that are there, in a group of processes as a terminal would make one.
+/// `scripts/vm`, of this lab and with the images that are there, in a group of processes as a terminal would make one, with Ctrl-C
+/// also where these tests were started in the background.
 fn script(lab: &Lab, words: &str) -> Command {
     let image = image();
     let build = Path::new(&image).ancestors().nth(2).unwrap();
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
-    let mut command = Command::new(scripts.join("vm"));
+    let mut command = Command::new("/usr/bin/env");
     command
+        .arg("--default-signal=INT")
+        .arg(scripts.join("vm"))
         .args(words.split(' '))
         .env("TOWLINE_VM_NAME", &lab.name)
         .env("TOWLINE_BIN", towline_bin())
