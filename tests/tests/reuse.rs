@@ -226,6 +226,9 @@ impl Bare {
         self.datapath.release(PortId(slot.into())).unwrap();
         let (vni, epoch) = (endpoint.vni, endpoint.epoch);
         ask(&self.control, &Request::Free { vni, epoch }).unwrap();
+        // The next of this name may be on another host.
+        let release = Request::ReleaseName(endpoint.container.clone());
+        ask(&self.control, &release).unwrap();
     }
 
     fn leave(self) {
