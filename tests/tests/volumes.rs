@@ -316,10 +316,10 @@ fn a_volume_that_is_being_filled_is_given_up_when_nobody_wants_it() {
         assert_eq!(fs::read_dir(&data).unwrap().count(), 0);
     };
 
-    // Ctrl-C.
+    // Ended by a signal, as by Ctrl-C: by one that who is started in the background does not ignore.
     let (mut client, copying) = filling(host, &format!("--name {name} -v data:{dst}"));
-    sh(&host.netns, &format!("kill -INT {}", client.id()));
-    assert_eq!(client.wait().unwrap().signal(), Some(2));
+    sh(&host.netns, &format!("kill -TERM {}", client.id()));
+    assert_eq!(client.wait().unwrap().signal(), Some(15));
     nothing_is_left(&copying);
 
     // Killed.
