@@ -626,6 +626,10 @@ fn virtual_addresses_are_balanced_where_the_client_is(setup: Setup) {
     let plan = mesh.services.client_plan(&BTreeSet::from([vni]), 5);
     clients[0] = InstalledClient::default();
     clients[0].apply(&mesh.near, &plan).unwrap();
+    let subnets = ["10.0.9.0/24", "fd09::/64"].map(|subnet| subnet.parse().unwrap());
+    clients[0]
+        .purge_unknown(&mesh.near, &subnets.into())
+        .unwrap();
     for socket in &sockets {
         assert!(ask(socket).starts_with("far"));
     }
